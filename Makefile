@@ -1,0 +1,39 @@
+# make demo   install into .venv and run the main job on a few photographs
+# make test   install into .venv and run the tests
+# make lint   the checks that CI and pre-commit run
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Photographs and the LPIPS backbone, where they are at hand; tests that need them are skipped elsewhere.
+ifeq ($(origin LATENT_CODEC_SHARED), undefined)
+ifneq ($(wildcard ../shared/data),)
+export LATENT_CODEC_SHARED := $(abspath ../shared)
+endif
+endif
+
+.PHONY: install demo test lint clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 15) else f"found Python {v[0]}.{v[1]}, expected 3.11 to 3.14: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/latent-codec-eval demo -o demo-output
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy codec
+
+clean:
+	rm -rf $(VENV) demo-output build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

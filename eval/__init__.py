@@ -1,0 +1,1 @@
+"""How good a codec is: metrics, evaluation of real files, benchmarks and the demo."""

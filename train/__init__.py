@@ -1,0 +1,1 @@
+"""How the codecs are made: configuration, data, losses, the trainer and the export."""
