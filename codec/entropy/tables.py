@@ -1,0 +1,96 @@
+"""Integer frequency tables and the rule that picks one for a predicted mean and scale.
+
+A table is a distribution of the difference between a symbol and its predicted mean. It is picked by
+the predicted scale (log-spaced thresholds) and by how far the mean lies from the nearest integer,
+which matters where the scale is small. Scales beyond the last threshold code `symbol >> shift` by
+the same tables and the low bits as they are, so a finite set of tables serves every quantiser
+step.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codec.entropy.payload import FREQUENCY_BITS
+from codec.errors import LatentCodecError
+
+FRACTION_BITS = 8  # of predicted means and scales, in symbol units
+WIDE_BITS = FRACTION_BITS + 2  # scales from 4.0 on are halved until they are below
+NUM_FRACTIONS = (
+    4  # classes of the mean's distance from the nearest integer: 0, 1/8, 2/8, 3/8 .. 1/2
+)
+RADIUS = 24  # differences that have an entry of their own; one more at each end is the escape
+ALPHABET = 2 * RADIUS + 3
+_HALF = 1 << (FRACTION_BITS - 1)
+
+
+class TablesError(LatentCodecError):
+    """Entropy tables that are malformed, or that belong to other latents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What codes a set of n symbols; every field has shape (n,), int64 or bool.
+
+    Attributes:
+        rows: Table of each symbol.
+        shifts: Low bits coded as they are.
+        bases: The mean of `symbol >> shift`, rounded to the nearest integer.
+        flips: Whether the mean lies below its base: then the difference changes its sign.
+    """
+
+    rows: NDArray[np.int64]
+    shifts: NDArray[np.int64]
+    bases: NDArray[np.int64]
+    flips: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Frequency tables.
+
+    Attributes:
+        thresholds: (B - 1,) ascending scales where a further bin begins, in units of 2**-8.
+        frequencies: (B * NUM_FRACTIONS, ALPHABET) positive, each row with the sum 2**16; rows of
+            one scale bin lie together. Entry 0 is the escape below, 1 .. ALPHABET - 2 are the
+            differences -RADIUS .. RADIUS, and the last is the escape above.
+    """
+
+    thresholds: NDArray[np.int64]
+    frequencies: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        expected = ((len(self.thresholds) + 1) * NUM_FRACTIONS, ALPHABET)
+        if self.frequencies.shape != expected:
+            raise TablesError(
+                f"frequency tables of shape {self.frequencies.shape} were found where "
+                f"{len(self.thresholds)} thresholds ask for {expected}; export the model again"
+            )
+        totals = self.frequencies.sum(axis=1, dtype=np.int64)
+        if self.frequencies.min() < 1 or (totals != 1 << FREQUENCY_BITS).any():
+            raise TablesError(
+                "frequency tables were found with an entry below 1 or a sum other than 2**16; "
+                "export the model again"
+            )
+        if (np.diff(self.thresholds) <= 0).any():
+            raise TablesError(
+                "scale thresholds were found that do not ascend; export the model again"
+            )
+
+    def choose(self, means: NDArray[np.int64], scales: NDArray[np.int64]) -> Choice:
+        """Pick the tables for predicted means and scales, both (n,) in units of 2**-8 symbols."""
+        shifts = bit_lengths(scales >> WIDE_BITS)
+        bins = np.searchsorted(self.thresholds, scales >> shifts, side="right")
+        # The mean of `symbol >> shift`: the low bits take (2**shift - 1) / 2 with them.
+        means = (means - (((1 << shifts) - 1) << (FRACTION_BITS - 1))) >> shifts
+        bases = (means + _HALF) >> FRACTION_BITS
+        distances = means - (bases << FRACTION_BITS)
+        flips = distances < 0
+        fractions = np.minimum(np.abs(distances) * NUM_FRACTIONS // _HALF, NUM_FRACTIONS - 1)
+        return Choice(bins * NUM_FRACTIONS + fractions, shifts, bases, flips)
+
+
+def bit_lengths(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the number of binary digits of each value, 0 for 0; values in 0 .. 2**52."""
+    return np.frexp(values.astype(np.float64))[1].astype(np.int64)  # exact: they fit a float64
