@@ -196,5 +196,5 @@ class LatentAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: ign
 
     def _sliced(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.use_slicing and len(x) > 1:
-            return torch.cat([run(part) for part in x.split(1)])
+            return torch.cat([run(x[i : i + 1]) for i in range(len(x))])
         return run(x)

@@ -8,7 +8,6 @@ float32 (3, H, W) in [-1, 1]. `codec.image_files` opens files that nobody vouche
 import glob
 import io
 import os
-import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import PIL.Image
 
 from codec.image_files import decode_picture, describe, open_picture
 from codec.image_modes import Converted, ImageError, Pixels, convert_array
+from codec.outputs import atomic_output
 
 __all__ = [
     "MAX_PIXELS",
@@ -141,7 +141,8 @@ def save(
     picture = to_pil(pixels, is_gray)
     try:
         if isinstance(target, (str, os.PathLike)):
-            _replace_file(picture, Path(target), format_name, options)
+            with atomic_output(target) as stream:
+                picture.save(stream, format_name, **options)
         else:
             encoded = io.BytesIO()  # several of Pillow's writers seek, which a pipe cannot
             picture.save(encoded, format_name, **options)
@@ -265,19 +266,3 @@ def _save_format(suffix: str | None, format_name: str | None) -> str:
             f" expected {', '.join(_SAVE_FORMATS)}"
         )
     return chosen
-
-
-def _replace_file(
-    picture: PIL.Image.Image, path: Path, format_name: str, options: dict[str, int]
-) -> None:
-    """Write beside the target, then rename: an interrupted run leaves the old file or none."""
-    target = Path(os.path.realpath(path))  # through a link, which shall stay one
-    if target.exists() and not target.is_file():  # a device or a pipe must not be replaced
-        picture.save(target, format_name, **options)
-        return
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        picture.save(temporary, format_name, **options)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

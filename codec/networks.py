@@ -11,7 +11,6 @@ Sources: pixel shuffle, arXiv:1609.05158; residual blocks without normalisation,
 arXiv:1707.02921.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -117,9 +116,9 @@ def receptive_margin(widths: Sequence[int], layers: Sequence[int], *, alignment:
     one each.
     """
     first = first_level(widths, layers)
-    reach = 2**first + 2 ** (len(widths) - 1)
-    reach += sum(2 * count * 2**level for level, count in enumerate(layers))
-    return math.ceil(reach / alignment) * alignment
+    reach = (1 << first) + (1 << (len(widths) - 1))
+    reach += sum(2 * count << level for level, count in enumerate(layers))
+    return -(-reach // alignment) * alignment
 
 
 def require(value: Tensor | None) -> Tensor:

@@ -1,11 +1,16 @@
 """Fixtures that several test files share: a tiny but complete model, and images."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+if SHARED.is_dir():
+    os.environ.setdefault("LATENT_CODEC_SHARED", str(SHARED))
 
 Pixels = NDArray[np.uint8]
 

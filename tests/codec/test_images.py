@@ -113,7 +113,6 @@ def test_stream_that_cannot_seek_gets_a_png() -> None:
         ("out.png", {"quality": 50}, "quality 50 does not fit PNG"),
         ("out.jpg", {"quality": 0}, "quality 0 does not fit JPEG"),
         ("out.jpg", {"quality": 101}, "quality 101 does not fit JPEG"),
-        ("none/out.png", {}, "cannot be written"),
     ],
 )
 def test_what_cannot_be_saved_says_why(
@@ -122,6 +121,12 @@ def test_what_cannot_be_saved_says_why(
     with pytest.raises(ImageError, match=message):
         images.save(noise(4, 4), tmp_path / name, **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_save_makes_the_folder_unless_a_file_is_in_the_way(tmp_path: Path) -> None:
+    images.save(noise(4, 4), tmp_path / "new" / "out.png")
+    with pytest.raises(ImageError, match="cannot be written"):
+        images.save(noise(4, 4), tmp_path / "new" / "out.png" / "other.png")
 
 
 def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

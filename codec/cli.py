@@ -1,0 +1,177 @@
+"""The `latent-codec` command: photographs to `.lc` files and back.
+
+Heavy imports wait inside the commands, so that help and wrong use are answered at once.
+"""
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from codec import console
+from codec.console import Debug, Device, Dtype, Force, Json, Model
+
+app = console.new_app("""Compress images into small latent files (.lc), and bring them back.
+
+\b
+Example:
+  latent-codec encode photo.jpg -o photo.lc
+  latent-codec decode photo.lc -o photo.png
+""")
+
+Output = Annotated[
+    str,
+    typer.Option("--output", "-o", help="File, folder (for several inputs), or - for stdout."),
+]
+
+
+class ImageFormat(StrEnum):
+    """Formats that decoded images are saved in."""
+
+    PNG = "png"
+    JPG = "jpg"
+    WEBP = "webp"
+    AVIF = "avif"
+    TIFF = "tiff"
+    BMP = "bmp"
+    PPM = "ppm"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from codec import __version__
+
+        print(f"latent-codec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _describe(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Takes the options that stand before a command."""
+
+
+@app.command()
+def encode(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Files, folders, patterns, or -.")
+    ],
+    output: Output,
+    model: Model = None,
+    quality: Annotated[
+        int | None,
+        typer.Option("--quality", "-q", min=1, max=100, help="Higher is larger and closer."),
+    ] = None,
+    step: Annotated[
+        float | None, typer.Option("--step", help="Quantiser step instead of a quality.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse alpha and animations instead of warning.")
+    ] = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Compress images into .lc files.
+
+    \b
+    Example:
+      latent-codec encode photo.jpg -o photo.lc
+      latent-codec encode photos/ 'more/*.png' -o packed/ --quality 60
+      cat photo.jpg | latent-codec encode - -o - > photo.lc
+    """
+    if quality is not None and step is not None:
+        raise typer.BadParameter("give a quality or a step, not both", param_hint="'--step'")
+    if step is not None and not 0 < step < 65536:
+        raise typer.BadParameter(
+            f"found {step}, expected a number above 0 and below 65536", param_hint="'--step'"
+        )
+    from codec.transcoding import Settings, encode_files
+
+    settings = Settings(model, device, dtype, force, debug)
+    failures = encode_files(images, output, settings, quality=quality, step=step, strict=strict)
+    raise typer.Exit(1 if failures else 0)
+
+
+@app.command()
+def decode(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE.lc", help="Files, folders, patterns, or -.")
+    ],
+    output: Output,
+    model: Model = None,
+    image_format: Annotated[
+        ImageFormat | None,
+        typer.Option("--format", help="Image format; png, or what the output's suffix says."),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Bring images back from .lc files.
+
+    \b
+    Example:
+      latent-codec decode photo.lc -o photo.png
+      latent-codec decode packed/ -o photos/ --format jpg
+    """
+    from codec.transcoding import Settings, decode_files
+
+    settings = Settings(model, device, dtype, force, debug)
+    failures = decode_files(files, output, settings, image_format=image_format)
+    raise typer.Exit(1 if failures else 0)
+
+
+@app.command()
+def info(
+    file: Annotated[str, typer.Argument(metavar="FILE.lc", help="A file, or - for stdin.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is in an .lc file, without decoding it.
+
+    \b
+    Example:
+      latent-codec info photo.lc
+      latent-codec info photo.lc --json
+    """
+    from codec.reports import read_report
+
+    report = read_report(file)
+    print(json.dumps(asdict(report)) if as_json else "\n".join(report.lines()))
+
+
+@app.command()
+def models(as_json: Json = False, debug: Debug = False) -> None:
+    """List the models at hand.
+
+    These are the embedded ones, and those in the folders of LATENT_CODEC_MODELS.
+
+    \b
+    Example:
+      latent-codec models
+      LATENT_CODEC_MODELS=my-models latent-codec models --json
+    """
+    from codec.catalog import known_models
+    from codec.reports import model_entry, model_lines
+
+    found = list(known_models())
+    if as_json:
+        print(json.dumps([model_entry(model) for model in found]))
+    else:
+        print("\n".join(model_lines(found)) or "no models")
+
+
+def main() -> None:
+    """Runs the command line and ends the process with its exit code."""
+    console.run(app)

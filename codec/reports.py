@@ -1,0 +1,139 @@
+"""What `latent-codec info` and `models` print; no torch, so they answer at once."""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from codec import bitstream, catalog
+from codec.bitstream import LatentFile
+from codec.catalog import UnknownModelError
+from codec.checkpoint import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What an `.lc` file says about itself.
+
+    Attributes:
+        file: Its name as it was given.
+        format_version: Version of the container.
+        size_bytes: The whole file.
+        rate_bpp: 8 * size_bytes / (width * height).
+        width: Pixels of the image.
+        height: Pixels of the image.
+        color_mode: "rgb" or "gray".
+        model: Name of the model that made it, by its own account.
+        model_directory: Where a model that can decode it lies; None when none is at hand.
+        latent_id: See `codec.identity`.
+        coder_id: See `codec.identity`.
+        decoder_id: See `codec.identity`.
+        latent_shape: (C, h, w).
+        step: Quantiser step in units of raw latents.
+        payload_bytes: The coded symbols.
+        chunks: Kinds of optional chunks, in order.
+    """
+
+    file: str
+    format_version: int
+    size_bytes: int
+    rate_bpp: float
+    width: int
+    height: int
+    color_mode: str
+    model: str
+    model_directory: str | None
+    latent_id: str
+    coder_id: str
+    decoder_id: str
+    latent_shape: tuple[int, int, int]
+    step: float
+    payload_bytes: int
+    chunks: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Returns the report for people."""
+        channels, rows, columns = self.latent_shape
+        known = self.model_directory or (
+            f"not at hand; give --model DIR or set {catalog.MODELS_VARIABLE}"
+        )
+        return [
+            f"file      {self.file} (version {self.format_version})",
+            f"size      {self.size_bytes:,} bytes, {self.rate_bpp:.3f} bpp",
+            f"image     {self.width}x{self.height} {self.color_mode}",
+            f"model     {self.model or 'unnamed'} ({known})",
+            f"latents   {channels} channels of {columns}x{rows}, step {self.step:g}",
+            f"ids       latent {self.latent_id}, coder {self.coder_id}, decoder {self.decoder_id}",
+            f"payload   {self.payload_bytes:,} bytes",
+            f"chunks    {', '.join(self.chunks) or 'none besides'}",
+        ]
+
+
+def read_report(name: str) -> FileReport:
+    """Reads an `.lc` file and describes it.
+
+    Args:
+        name: Path of the file, or "-" for stdin.
+
+    Raises:
+        OSError: It cannot be read.
+        BitstreamError: It is none, or damaged.
+        ModelError: LATENT_CODEC_MODELS names something that is no model.
+    """
+    if name == "-":
+        data = sys.stdin.buffer.read(bitstream.MAX_FILE_BYTES + 1)
+    else:
+        data = Path(name).read_bytes()
+    file = bitstream.loads(data)
+    header = file.header
+    return FileReport(
+        file=name,
+        format_version=bitstream.VERSION,
+        size_bytes=len(data),
+        rate_bpp=8 * len(data) / (header.width * header.height),
+        width=header.width,
+        height=header.height,
+        color_mode=header.color_mode.name.lower(),
+        model=header.name,
+        model_directory=_find_directory(file),
+        latent_id=header.latent_id,
+        coder_id=header.coder_id,
+        decoder_id=header.decoder_id,
+        latent_shape=header.latent_shape,
+        step=header.step_size,
+        payload_bytes=len(file.payload),
+        chunks=tuple(chunk.kind for chunk in file.chunks),
+    )
+
+
+def _find_directory(file: LatentFile) -> str | None:
+    try:
+        return str(catalog.find_model(file.header.latent_id, file.header.coder_id).directory)
+    except UnknownModelError:
+        return None
+
+
+def model_entry(info: ModelInfo) -> dict[str, object]:
+    """Returns what is known of a model, for JSON."""
+    return {
+        **asdict(info),
+        "directory": str(info.directory),
+        "embedded": info.is_embedded,
+        "default": info.is_embedded and info.name == catalog.DEFAULT_MODEL,
+        "size_bytes": info.size_bytes,
+    }
+
+
+def model_lines(models: Iterable[ModelInfo]) -> list[str]:
+    """Returns two or three lines a model, for people."""
+    lines = []
+    for info in models:
+        is_default = info.is_embedded and info.name == catalog.DEFAULT_MODEL
+        place = "embedded" if info.is_embedded else str(info.directory)
+        lines += [
+            f"{info.name}{' (default)' if is_default else ''}: {info.summary}",
+            f"    {place}, {info.size_bytes / 2**20:.1f} MiB, quality {info.default_quality} by "
+            f"default, licence {info.license_name}",
+            f"    latent {info.latent_id}, coder {info.coder_id}, decoder {info.decoder_id}",
+        ]
+    return lines
