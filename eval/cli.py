@@ -1,0 +1,283 @@
+"""The `latent-codec-eval` command: how good, how fast, and a page to look at.
+
+Heavy imports wait inside the commands, so that help and wrong use are answered at once.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from codec import console
+from codec.console import Debug, Device, Dtype, Json, Model
+from codec.errors import LatentCodecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from eval.lpips import PerceptualDistance
+
+app = console.new_app(
+    "Measure a codec: the quality of its files, its speed, and a page to look at."
+)
+
+Quality = Annotated[
+    int | None,
+    typer.Option("--quality", "-q", min=1, max=100, help="Higher is larger and closer."),
+]
+
+# What the `eval` extra installs, by the names that are imported.
+_EXTRA_MODULES = ("jinja2", "lpips", "skimage", "torchmetrics", "torchvision")
+
+
+class LpipsNet(StrEnum):
+    """Backbones of LPIPS; values of different ones never belong into one table."""
+
+    SQUEEZE = "squeeze"
+    ALEX = "alex"
+    VGG = "vgg"
+
+
+class MissingExtraError(LatentCodecError):
+    """The packages that only evaluation needs are not installed."""
+
+
+@app.callback()
+def _options() -> None:
+    """Measure a codec: the quality of its files, its speed, and a page to look at.
+
+    \b
+    Example:
+      latent-codec-eval demo
+      latent-codec-eval images photos/ -o results/
+      latent-codec-eval bench
+    """
+
+
+@app.command()
+def images(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder, pattern or image.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", file_okay=False, help="Folder for results.json.")
+    ],
+    model: Model = None,
+    quality: Quality = None,
+    step: Annotated[
+        float | None, typer.Option("--step", help="Quantiser step instead of a quality.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    lpips_backbone: Annotated[
+        Path | None,
+        typer.Option("--lpips-backbone", metavar="FILE", help="ImageNet weights of LPIPS."),
+    ] = None,
+    lpips_net: Annotated[
+        LpipsNet, typer.Option("--lpips-net", help="Network of LPIPS.")
+    ] = LpipsNet.SQUEEZE,
+    no_lpips: Annotated[bool, typer.Option("--no-lpips", help="Leave LPIPS out.")] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first so many images.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compress, decompress and measure every image of a folder.
+
+    \b
+    Example:
+      latent-codec-eval images photos/ -o results/ --quality 60
+    """
+    if quality is not None and step is not None:
+        raise typer.BadParameter("give a quality or a step, not both", param_hint="'--step'")
+    if no_lpips and lpips_backbone is not None:
+        raise typer.BadParameter(
+            "found --no-lpips too, expected one of them", param_hint="'--lpips-backbone'"
+        )
+    with _needs_extra():
+        from rich.progress import track
+
+        from codec.images import find
+        from codec.pipeline import Codec
+        from eval.rate_distortion import evaluate_images
+        from eval.results import evaluation_table
+
+    paths = find([folder])[:limit]
+    output.mkdir(parents=True, exist_ok=True)  # a wrong place must show before the work
+    codec = Codec.from_pretrained(model, device=device, dtype=dtype)
+    distance, note = None, "no LPIPS: left out on request"
+    if not no_lpips:
+        distance, note = _lpips(lpips_net, lpips_backbone)
+    evaluation = evaluate_images(
+        codec,
+        track(paths, "Evaluating", console=_terminal(), transient=True, disable=_is_quiet()),
+        folder=Path(folder),
+        quality=quality,
+        step=step,
+        distance=distance.to(codec.device) if distance is not None else None,
+        notes=[note] if note else [],
+    )
+    written = evaluation.write(output)
+    if as_json:
+        print(evaluation.to_json(), end="")
+    else:
+        _print_table(evaluation_table(evaluation))
+        print(f"{evaluation.model}: figures in {written}")
+    for remark in evaluation.notes:
+        console.print_warning(remark)
+    for failure in evaluation.errors:
+        console.print_error(_named(failure.name, failure.error))
+    raise typer.Exit(1 if evaluation.errors else 0)
+
+
+@app.command()
+def bench(
+    model: Model = None,
+    size: Annotated[int, typer.Option("--size", min=8, help="Side of the image in pixels.")] = 512,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 1,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed rounds.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Processor threads.")
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time the network beside Stable Diffusion's autoencoder and AutoencoderTiny.
+
+    \b
+    Example:
+      latent-codec-eval bench --size 512 --runs 5
+    """
+    if size % 8:
+        raise typer.BadParameter(f"found {size}, expected a multiple of 8", param_hint="'--size'")
+    from codec.device import choose_device
+    from codec.pipeline import Codec
+    from eval.benchmark import Contestant, benchmark_table, rivals, run_benchmark
+
+    codec = Codec.from_pretrained(model, device=device)
+    ours = Contestant(codec.name, lambda: codec.autoencoder)
+    with _progress() as report:
+        benchmark = run_benchmark(
+            [ours, *rivals()],
+            size=size,
+            batch=batch,
+            runs=runs,
+            threads=threads,
+            device=str(choose_device(device)),
+            report=report,
+        )
+    if as_json:
+        print(benchmark.to_json(), end="")
+        return
+    _print_table(benchmark_table(benchmark))
+    for ratio in benchmark.ratios():
+        print(
+            f"{ours.name} against {ratio.rival}: {ratio.encode:.1f} times faster to encode, "
+            f"{ratio.decode:.1f} to decode, {ratio.round_trip:.1f} there and back"
+        )
+
+
+@app.command()
+def demo(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE...]", help="Your own images; else packaged photographs."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", file_okay=False, help="Folder for page and files.")
+    ] = Path("demo-output"),
+    model: Model = None,
+    quality: Quality = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    debug: Debug = False,
+) -> None:
+    """Send photographs there and back, and write a page that shows both.
+
+    \b
+    Example:
+      latent-codec-eval demo -o demo/
+      latent-codec-eval demo -o demo/ holiday/*.jpg
+    """
+    with _needs_extra():
+        from codec.images import find
+        from codec.pipeline import Codec
+        from eval.demo import chosen_samples, demo_table, packaged_samples, run_demo
+
+    samples = chosen_samples(find(images)) if images else packaged_samples()
+    codec = Codec.from_pretrained(model, device=device, dtype=dtype)
+    with _progress() as report:
+        shown = run_demo(codec, samples, output, quality=quality, report=report)
+    _print_table(demo_table(shown))
+    print(f"page: {shown.page.resolve()}")
+    for failure in shown.errors:
+        console.print_error(_named(failure.name, failure.error))
+    raise typer.Exit(1 if shown.errors else 0)
+
+
+def main() -> None:
+    """Run the `latent-codec-eval` command."""
+    console.run(app)
+
+
+def _lpips(net: LpipsNet, backbone: Path | None) -> "tuple[PerceptualDistance | None, str]":
+    """Return LPIPS, or None and a note that says how to provide it."""
+    from eval.lpips import BackboneMissingError, load_lpips
+
+    try:
+        return load_lpips(net.value, backbone), ""
+    except BackboneMissingError as error:
+        return None, f"no LPIPS: {error}"
+
+
+@contextmanager
+def _needs_extra() -> Iterator[None]:
+    """Turn a missing package of the `eval` extra into a sentence that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA_MODULES:
+            raise
+        raise MissingExtraError(
+            f"found no package {missing!r}, which evaluation needs: "
+            "install with pip install 'latent-codec[eval]'"
+        ) from error
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows what is going on, on a terminal only."""
+    if _is_quiet():
+        yield lambda message: None
+        return
+    terminal = _terminal()
+    with terminal.status("starting") as status:
+        yield status.update
+
+
+def _terminal() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False)
+
+
+def _is_quiet() -> bool:
+    return not sys.stderr.isatty()
+
+
+def _print_table(table: "Table") -> None:
+    from rich.console import Console
+
+    # A file or a pipe has no width of its own; wide enough that names are not broken.
+    width = None if sys.stdout.isatty() else 120
+    Console(highlight=False, markup=False, width=width).print(table)
+
+
+def _named(name: str, sentence: str) -> str:
+    return sentence if name in sentence else f"{name}: {sentence}"
