@@ -1,0 +1,202 @@
+"""A run from start to end: its records, its budget, and a resume that equals no interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from train.config import TrainConfig
+from train.state import ResumeError, list_checkpoints
+from train.trainer import Trainer, TrainingError
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+def states(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Trained and averaged weights of the newest checkpoint."""
+    newest = list_checkpoints(run_dir)[-1]
+    return {
+        f"{part}.{name}": tensor
+        for part in ("model", "ema")
+        for name, tensor in load_file(newest / f"{part}.safetensors").items()
+    }
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    make_config: MakeConfig, tmp_path: Path, optimizer: str
+) -> None:
+    shared = {"model": {"block_out_channels": [32] * 4}, "optimizer": {"name": optimizer}}
+    whole = make_config(**shared, run={"output_dir": str(tmp_path / "whole"), "max_images": 20})
+    Trainer(whole).run()
+
+    run = {"output_dir": str(tmp_path / "parts"), "max_images": 20}
+    interrupted = Trainer(make_config(**shared, run=run))
+    step = interrupted._step
+
+    def stop_after_three(*arguments: object) -> object:
+        interrupted.interrupted = interrupted.progress.steps == 2
+        return step(*arguments)  # type: ignore[arg-type]
+
+    interrupted._step = stop_after_three  # type: ignore[method-assign,assignment]
+    assert interrupted.run().images_seen == 6  # in the middle of an epoch of six images
+    assert Trainer(make_config(**shared, run=run), resume=True).run().images_seen == 20
+    assert_same(states(tmp_path / "whole"), states(tmp_path / "parts"))
+
+
+def test_sigkill_and_resume(make_config: MakeConfig, tmp_path: Path) -> None:
+    # The same path for both: it is part of the configuration, not of the result.
+    every = {"checkpoint_minutes": 1e-9, "max_images": 24, "seed": 5}
+    whole = make_config(run={**every, "output_dir": str(tmp_path / "whole")})
+    Trainer(whole).run()
+
+    config = make_config(run={**every, "output_dir": str(tmp_path / "killed")})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "train.cli", str(path)]
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not list_checkpoints(tmp_path / "killed") and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    Trainer(config, resume=True).run()
+    assert_same(states(tmp_path / "whole"), states(tmp_path / "killed"))
+
+
+def test_records(make_config: MakeConfig, tmp_path: Path, photos: Path) -> None:
+    config = make_config(
+        run={"validation_folder": str(photos), "validation_every": 4, "validation_images": 2}
+    )
+    Trainer(config).run()
+    run_dir = tmp_path / "run"
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss/total" in line]
+    validations = [line for line in lines if "val/psnr" in line]
+    assert [line["images"] for line in steps] == [2, 4, 6, 8]
+    assert [line["images"] for line in validations] == [4, 8, 8]
+    assert 0 < validations[0]["val/psnr"] < 40
+    assert {"time/data_share", "time/step_seconds", "optim/gradient_norm"} <= steps[0].keys()
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["run"]["max_images"] == 8
+    assert (
+        json.loads((run_dir / "versions.json").read_text())["torch"]
+        == torch.__version__.split("+")[0]
+    )
+
+
+def test_accumulation_equals_the_large_batch(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Without latent noise, whose draws depend on the batch; AdamW would amplify rounding."""
+    model = {"posterior_std": 1e-6}
+    results = []
+    for name, batch, accumulate in (("large", 4, 1), ("small", 2, 2)):
+        run = {"batch_size": batch, "gradient_accumulation_steps": accumulate, "max_images": 4}
+        config = make_config(
+            model=model,
+            loss={"kl_weight": 0.0},
+            run={**run, "output_dir": str(tmp_path / name)},
+        )
+        trainer = Trainer(config)
+        torch.manual_seed(0)
+        trainer._step(trainer._batches(), _meter())
+        results.append([p.grad for p in trainer.model.parameters() if p.grad is not None])
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-7)
+
+
+def test_the_rate_follows_images_seen(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(
+        optimizer={"warmup_images": 4, "learning_rate": 0.01, "final_learning_rate": 0.5}
+    )
+    Trainer(config).run()
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["optim/learning_rate"] for line in lines]
+    assert rates == pytest.approx([0.002, 0.006, 0.01, 0.0075])
+
+
+def test_a_time_budget_stops_and_saves(make_config: MakeConfig) -> None:
+    config = make_config(run={"max_images": 10**6, "max_minutes": 1e-6})
+    trainer = Trainer(config)
+    assert trainer.run().steps == 1
+    assert len(list_checkpoints(trainer.run_dir)) == 1
+
+
+def test_old_checkpoints_go(make_config: MakeConfig) -> None:
+    config = make_config(run={"checkpoint_minutes": 1e-9, "checkpoints_total_limit": 2})
+    trainer = Trainer(config)
+    trainer.run()
+    assert [p.name for p in list_checkpoints(trainer.run_dir)] == [
+        "checkpoint-000000006",
+        "checkpoint-000000008",
+    ]
+
+
+def test_a_partial_checkpoint_is_never_picked(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config())
+    trainer.run()
+    (trainer.run_dir / "checkpoint-000000999.partial").mkdir()
+    assert [p.name for p in list_checkpoints(trainer.run_dir)] == ["checkpoint-000000008"]
+
+
+def test_starting_over_and_resuming_nothing_are_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ResumeError, match="found no complete checkpoint"):
+        Trainer(make_config(), resume=True)
+    Trainer(make_config()).run()
+    with pytest.raises(ResumeError, match="add --resume"):
+        Trainer(make_config())
+    with pytest.raises(ResumeError, match="another shape"):
+        Trainer(make_config(model={"latent_channels": 8}), resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config(run={"checkpoint_minutes": 1e-9}))
+    step = trainer._step
+
+    def poison(*arguments: object) -> object:
+        if trainer.progress.steps == 2:
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(float("nan"))
+        return step(*arguments)  # type: ignore[arg-type]
+
+    trainer._step = poison  # type: ignore[method-assign,assignment]
+    with pytest.raises(
+        TrainingError, match=r"not finite .* last good state is .*checkpoint-000000004"
+    ):
+        trainer.run()
+    good = states(trainer.run_dir)
+    assert all(tensor.isfinite().all() for tensor in good.values())
+
+
+def test_sigterm_saves_and_ends(make_config: MakeConfig) -> None:
+    trainer = Trainer(make_config(run={"max_images": 10**6}))
+    step = trainer._step
+
+    def terminate(*arguments: object) -> object:
+        if trainer.progress.steps == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)  # type: ignore[arg-type]
+
+    trainer._step = terminate  # type: ignore[method-assign,assignment]
+    assert trainer.run().steps == 2
+    assert list_checkpoints(trainer.run_dir)
+
+
+def _meter() -> object:
+    from train.bookkeeping import Meter
+
+    return Meter()
