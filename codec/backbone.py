@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -111,13 +112,13 @@ def encode_pixels(model: Any, pixels: images.Pixels) -> NDArray[np.float32]:
     margin, tile = _tile(model, "encoder_margin", max(pixels.shape[:2]) // factor)
 
     def run(part: Tensor) -> Tensor:
-        unit = images.to_unit(part[0].permute(1, 2, 0).numpy())
+        unit = images.to_unit(rearrange(part, "1 c h w -> h w c").numpy())
         x = torch.from_numpy(unit)[None].to(reference.device, reference.dtype)
         return encode_raw(model, x.contiguous(memory_format=torch.channels_last)).float().cpu()
 
     # torch warns of arrays that it may not write to, although nothing here writes
     writable = np.require(pixels, requirements="W")
-    whole = torch.from_numpy(writable).permute(2, 0, 1)[None]
+    whole = rearrange(torch.from_numpy(writable), "h w c -> 1 c h w")
     latents = map_tiles(run, whole, in_scale=factor, out_scale=1, margin=margin, tile=tile)
     return latents[0].numpy()
 
@@ -139,11 +140,11 @@ def decode_pixels(model: Any, raw_latents: NDArray[np.float32]) -> images.Pixels
         z = part.to(reference.device, reference.dtype)
         sample = decode_raw(model, z.contiguous(memory_format=torch.channels_last))
         pixels = images.from_unit(sample[0].float().cpu().numpy())
-        return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        return rearrange(torch.from_numpy(pixels), "h w c -> 1 c h w")
 
     whole = torch.from_numpy(raw_latents)[None]
     decoded = map_tiles(run, whole, in_scale=1, out_scale=factor, margin=margin, tile=tile)
-    return np.ascontiguousarray(decoded[0].permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(rearrange(decoded, "1 c h w -> h w c").numpy())
 
 
 def _reference(model: nn.Module) -> Tensor:

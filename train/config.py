@@ -38,7 +38,8 @@ class ModelConfig(Section):
     posterior_std: float | None = Field(0.14, gt=0)
     init_from: str | None = Field(
         None,
-        description="embedded name or directory whose weights and shape a fine-tuning starts from",
+        description="embedded name or directory that a fine-tuning starts from; the shape is then "
+        "that model's, and the fields above are not used",
     )
 
 

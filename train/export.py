@@ -69,8 +69,8 @@ def export_run(
     if output.exists() and not force:
         raise ExportError(f"{output} already exists: choose another folder or add --force")
     config = load_config(run_dir / "config.yaml")
-    step = quality_50_step or default_step(config)
     model = averaged_model(config, checkpoints[-1])
+    step = quality_50_step or default_step(model)
     files = find_training_images(config.data)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as temporary:
@@ -113,15 +113,15 @@ def averaged_model(config: TrainConfig, checkpoint: Path) -> LatentAutoencoder:
     return model.eval()
 
 
-def default_step(config: TrainConfig) -> float:
+def default_step(model: LatentAutoencoder) -> float:
     """The uniform quantiser step with the variance of the noise that training used."""
-    std = config.model.posterior_std
+    std = model.config.posterior_std
     if std is None:
         raise ExportError(
             "this run learned its posterior's deviation, so no step follows from it: give "
             "--step, in raw latent units"
         )
-    return std * math.sqrt(12)
+    return float(std) * math.sqrt(12)
 
 
 def choose_files(files: Sequence[Path], count: int) -> list[Path]:

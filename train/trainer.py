@@ -75,7 +75,9 @@ class Trainer:
             self.progress = load_checkpoint(checkpoints[-1], self.model, self.ema, self.optimizer)
         self.perceptual = self._load_perceptual()
         self.dataset = CropDataset(find_training_images(config.data), config.data, config.run.seed)
-        self.validation: Validation | None = make_validation(config, self.perceptual)
+        self.validation: Validation | None = make_validation(
+            config, self.model.config.posterior_std, self.perceptual
+        )
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
         self.interrupted = False
 

@@ -63,8 +63,10 @@ def order0_bits(symbols: np.ndarray) -> float:
     return bits
 
 
-def make_validation(config: TrainConfig, perceptual: nn.Module | None) -> Validation | None:
-    """The held-out set that the configuration names, or None."""
+def make_validation(
+    config: TrainConfig, posterior_std: float | None, perceptual: nn.Module | None
+) -> Validation | None:
+    """The held-out set that the configuration names, or None; the step is that of the noise."""
     run = config.run
     if run.validation_folder is None:
         return None
@@ -80,8 +82,7 @@ def make_validation(config: TrainConfig, perceptual: nn.Module | None) -> Valida
     spread = np.linspace(0, len(files) - 1, min(run.validation_images, len(files))).round()
     side = 2 * config.data.crop_size
     crops = [_centre(images.load(files[int(i)]).pixels, side) for i in spread]
-    std = config.model.posterior_std
-    step = FALLBACK_STEP if std is None else std * math.sqrt(12)
+    step = FALLBACK_STEP if posterior_std is None else posterior_std * math.sqrt(12)
     return Validation(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), step, perceptual)
 
 
