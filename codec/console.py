@@ -5,7 +5,7 @@ Commands import this first, so nothing here may import torch, numpy or PIL.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, NoReturn, TypeVar
@@ -24,9 +24,11 @@ __all__ = [
     "DtypeName",
     "Force",
     "Json",
+    "MissingExtraError",
     "Model",
     "atomic_output",
     "error_sentence",
+    "needs_extra",
     "new_app",
     "print_error",
     "print_warning",
@@ -36,6 +38,10 @@ __all__ = [
 ]
 
 Item = TypeVar("Item")
+
+
+class MissingExtraError(LatentCodecError):
+    """A command needs packages that the base install leaves out."""
 
 
 class DtypeName(StrEnum):
@@ -92,6 +98,26 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
         print_error(error)
         sys.exit(1)
     sys.exit(0)
+
+
+@contextmanager
+def needs_extra(extra: str, modules: Collection[str]) -> Iterator[None]:
+    """Turns a missing package into a sentence that says what to install.
+
+    Args:
+        extra: The optional dependencies that the work inside needs, such as "train".
+        modules: What they bring; another missing module is our own mistake and keeps its traceback.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in modules:
+            raise
+        raise MissingExtraError(
+            f"found no package {missing!r}, which this command needs: "
+            f"install it with pip install 'latent-codec[{extra}]'"
+        ) from error
 
 
 def error_sentence(error: BaseException) -> str:

@@ -14,7 +14,6 @@ import typer
 
 from codec import console
 from codec.console import Debug, Device, Dtype, Json, Model
-from codec.errors import LatentCodecError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +31,7 @@ Quality = Annotated[
 ]
 
 # What the `eval` extra installs, by the names that are imported.
-_EXTRA_MODULES = ("jinja2", "lpips", "skimage", "torchmetrics", "torchvision")
+_EXTRA_MODULES = frozenset({"jinja2", "lpips", "skimage", "torchvision"})
 
 
 class LpipsNet(StrEnum):
@@ -41,10 +40,6 @@ class LpipsNet(StrEnum):
     SQUEEZE = "squeeze"
     ALEX = "alex"
     VGG = "vgg"
-
-
-class MissingExtraError(LatentCodecError):
-    """The packages that only evaluation needs are not installed."""
 
 
 @app.callback()
@@ -98,7 +93,7 @@ def images(
         raise typer.BadParameter(
             "found --no-lpips too, expected one of them", param_hint="'--lpips-backbone'"
         )
-    with _needs_extra():
+    with console.needs_extra("eval", _EXTRA_MODULES):
         from rich.progress import track
 
         from codec.images import find
@@ -204,7 +199,7 @@ def demo(
       latent-codec-eval demo -o demo/
       latent-codec-eval demo -o demo/ holiday/*.jpg
     """
-    with _needs_extra():
+    with console.needs_extra("eval", _EXTRA_MODULES):
         from codec.images import find
         from codec.pipeline import Codec
         from eval.demo import chosen_samples, demo_table, packaged_samples, run_demo
@@ -233,21 +228,6 @@ def _lpips(net: LpipsNet, backbone: Path | None) -> "tuple[PerceptualDistance | 
         return load_lpips(net.value, backbone), ""
     except BackboneMissingError as error:
         return None, f"no LPIPS: {error}"
-
-
-@contextmanager
-def _needs_extra() -> Iterator[None]:
-    """Turn a missing package of the `eval` extra into a sentence that says what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRA_MODULES:
-            raise
-        raise MissingExtraError(
-            f"found no package {missing!r}, which evaluation needs: "
-            "install with pip install 'latent-codec[eval]'"
-        ) from error
 
 
 @contextmanager

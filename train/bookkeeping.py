@@ -49,9 +49,12 @@ class Meter:
     """Means over the steps since the last line of the log, and where the time went."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
         self._rate = 0.0
-        self._steps = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self.steps = 0
         self._wait = 0.0
         self._since = time.monotonic()
 
@@ -69,19 +72,19 @@ class Meter:
         self._sums["loss/total"] += terms.total.item()
         self._sums["optim/gradient_norm"] += gradient_norm
         self._rate = learning_rate
-        self._steps += 1
+        self.steps += 1
 
     def flush(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over processes and steps, and begin anew."""
         elapsed = time.monotonic() - self._since
-        values = torch.tensor([*self._sums.values()]) / self._steps
+        values = torch.tensor([*self._sums.values()]) / self.steps
         reduced = accelerator.reduce(values.to(accelerator.device), "mean").tolist()
         figures = dict(zip(self._sums, reduced, strict=True))
         figures["train/psnr"] = psnr_from_mse(figures["loss/l2"], peak=2)
         figures["optim/learning_rate"] = self._rate
-        figures["time/step_seconds"] = elapsed / self._steps
+        figures["time/step_seconds"] = elapsed / self.steps
         figures["time/data_share"] = self._wait / elapsed
-        self.__init__()  # type: ignore[misc]
+        self._reset()
         return figures
 
 

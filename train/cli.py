@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from codec.console import Debug, Force, new_app, run
+from codec.console import Debug, Force, needs_extra, new_app, run
 
 COMMANDS = ("run", "export")
+EXTRA_MODULES = frozenset({"accelerate", "lpips", "pydantic", "torchvision", "yaml"})
 app = new_app(
     "Train latent codecs.\n\n"
     "latent-codec-train CONFIG [key=value ...] trains (see 'run --help'); "
@@ -37,10 +38,11 @@ def train(
         max_minutes=60
     """
     del debug
-    from train.config import load_config
+    with needs_extra("train", EXTRA_MODULES):
+        from train.config import load_config
 
-    settings = load_config(config, overrides or [])
-    from train.trainer import Trainer
+        settings = load_config(config, overrides or [])
+        from train.trainer import Trainer
 
     progress = Trainer(settings, resume=resume).run()
     typer.echo(
@@ -72,7 +74,8 @@ def export(
     Example: latent-codec-train export runs/kl-f8d4 -o my-codec
     """
     del debug
-    from train.export import export_run
+    with needs_extra("train", EXTRA_MODULES):
+        from train.export import export_run
 
     options = {"name": name, "quality_50_step": step, "default_quality": default_quality}
     export_run(run_dir, output, licence=licence, force=force, **options)

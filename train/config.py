@@ -75,6 +75,9 @@ class LossConfig(Section):
     l2_weight: float = Field(0.0, ge=0)
     perceptual_weight: float = Field(0.25, ge=0, description="LPIPS")
     perceptual_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
+    perceptual_backbone: str | None = Field(
+        None, description="file of its ImageNet backbone; null: LATENT_CODEC_LPIPS, or a download"
+    )
     perceptual_start: int = Field(0, ge=0, description="images seen before LPIPS first counts")
     perceptual_ramp: int = Field(
         0, ge=0, description="images over which its weight then grows to full"

@@ -117,6 +117,8 @@ class Trainer:
                     saved_at = time.monotonic()
                 if run.max_minutes and self.progress.seconds > 60 * run.max_minutes:
                     break
+            if meter.steps:
+                log.write(self.progress, meter.flush(accelerator))
             self._save()
             if self.validation:
                 log.write(self.progress, self.validate())
@@ -196,7 +198,7 @@ class Trainer:
         loss = self.config.loss
         if loss.perceptual_weight == 0:
             return None
-        distance = load_lpips(loss.perceptual_net)
+        distance = load_lpips(loss.perceptual_net, loss.perceptual_backbone)
         return distance.to(self.accelerator.device, memory_format=torch.channels_last)
 
     def _next_validation(self) -> int:

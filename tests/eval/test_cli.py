@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -145,9 +146,13 @@ def test_bench_prints_ratios(
 
 def test_a_package_that_is_not_installed_is_named() -> None:
     message = r"'skimage'.*latent-codec\[eval\]"
-    with pytest.raises(cli.MissingExtraError, match=message), cli._needs_extra():
+
+    def needs() -> AbstractContextManager[None]:
+        return console.needs_extra("eval", cli._EXTRA_MODULES)
+
+    with pytest.raises(console.MissingExtraError, match=message), needs():
         raise ModuleNotFoundError("No module named 'skimage.metrics'", name="skimage.metrics")
-    with pytest.raises(ModuleNotFoundError, match="other"), cli._needs_extra():
+    with pytest.raises(ModuleNotFoundError, match="other"), needs():
         raise ModuleNotFoundError("other", name="other")
 
 
