@@ -18,9 +18,9 @@ from codec.errors import LatentCodecError
 from codec.outputs import atomic_output
 from codec.pipeline import Codec
 from eval import metrics
-from eval.baselines import JpegFile, jpeg_at_size
-from eval.page import render_page
-from eval.rate_distortion import RoundTrip, measure, round_trip
+from eval.baselines import jpeg_at_size
+from eval.page import Exhibit, Sample, render_page
+from eval.rate_distortion import measure, round_trip
 from eval.results import Failure, ImageResult, figure, finite
 
 PAGE_FILE = "index.html"
@@ -33,51 +33,6 @@ SAMPLES = {
     "motorcycle_left.png": "A motorcycle in a workshop",
     "camera.png": "A man with a camera, in gray",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """An image to show.
-
-    Attributes:
-        path: the file.
-        title: what it shows, for people.
-    """
-
-    path: Path
-    title: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Exhibit:
-    """One image of the demonstration, ready to be shown.
-
-    Attributes:
-        sample: where it came from.
-        stem: name of its files in the output folder, without a suffix.
-        source_bytes: length of the original file.
-        trip: the image, its file and its reconstruction.
-        result: the figures of ours.
-        jpeg: a JPEG file of about the size of ours.
-        jpeg_image: what that looks like.
-        jpeg_psnr: dB, or None if identical.
-        jpeg_ms_ssim: None for sides under 161 pixels.
-    """
-
-    sample: Sample
-    stem: str
-    source_bytes: int
-    trip: RoundTrip
-    result: ImageResult
-    jpeg: JpegFile
-    jpeg_image: images.Image
-    jpeg_psnr: float | None
-    jpeg_ms_ssim: float | None
-
-    @property
-    def jpeg_bpp(self) -> float:
-        """Bits per pixel of the JPEG file."""
-        return metrics.bpp(len(self.jpeg.data), self.result.width, self.result.height)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,16 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import jinja2
 import PIL.Image
 
 from codec import images
-from eval.results import figure
-
-if TYPE_CHECKING:
-    from eval.demo import Exhibit
+from eval import metrics
+from eval.baselines import JpegFile
+from eval.rate_distortion import RoundTrip
+from eval.results import ImageResult, figure
 
 TEMPLATE = "demo.html"
 SHOWN_SIDE = 1600  # larger pictures are shown scaled down, or the page would be too heavy to open
@@ -25,17 +25,62 @@ WEBP_QUALITY = 92
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """An image to show.
+
+    Attributes:
+        path: the file.
+        title: what it shows, for people.
+    """
+
+    path: Path
+    title: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exhibit:
+    """One image of the demonstration, ready to be shown.
+
+    Attributes:
+        sample: where it came from.
+        stem: name of its files in the output folder, without a suffix.
+        source_bytes: length of the original file.
+        trip: the image, its file and its reconstruction.
+        result: the figures of ours.
+        jpeg: a JPEG file of about the size of ours.
+        jpeg_image: what that looks like.
+        jpeg_psnr: dB, or None if identical.
+        jpeg_ms_ssim: None for sides under 161 pixels.
+    """
+
+    sample: Sample
+    stem: str
+    source_bytes: int
+    trip: RoundTrip
+    result: ImageResult
+    jpeg: JpegFile
+    jpeg_image: images.Image
+    jpeg_psnr: float | None
+    jpeg_ms_ssim: float | None
+
+    @property
+    def jpeg_bpp(self) -> float:
+        """Bits per pixel of the JPEG file."""
+        return metrics.bpp(len(self.jpeg.data), self.result.width, self.result.height)
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A card of the page: three pictures of one size, and the exhibit with their figures."""
 
-    exhibit: "Exhibit"
+    exhibit: Exhibit
     original_uri: str
     ours_uri: str
     jpeg_uri: str
     is_scaled: bool
 
 
-def render_page(model: str, exhibits: "Sequence[Exhibit]") -> str:
+def render_page(model: str, exhibits: Sequence[Exhibit]) -> str:
     """Return the page as HTML.
 
     Args:
@@ -68,7 +113,7 @@ def readable_size(size_bytes: int) -> str:
     return f"{size_bytes / 1_000_000:.2f} MB"
 
 
-def _picture(exhibit: "Exhibit") -> Picture:
+def _picture(exhibit: Exhibit) -> Picture:
     original = exhibit.trip.original
     is_scaled = max(original.width, original.height) > SHOWN_SIDE
     return Picture(

@@ -54,6 +54,7 @@ class Meter:
 
     def _reset(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)  # a term may start between two lines
         self.steps = 0
         self._wait = 0.0
         self._since = time.monotonic()
@@ -67,17 +68,18 @@ class Meter:
 
     def add(self, terms: LossTerms, gradient_norm: float, learning_rate: float) -> None:
         """Add one step."""
-        for name, value in terms.terms.items():
-            self._sums[name] += value.item()
-        self._sums["loss/total"] += terms.total.item()
-        self._sums["optim/gradient_norm"] += gradient_norm
+        figures = {name: value.item() for name, value in terms.terms.items()}
+        figures |= {"loss/total": terms.total.item(), "optim/gradient_norm": gradient_norm}
+        for name, value in figures.items():
+            self._sums[name] += value
+            self._counts[name] += 1
         self._rate = learning_rate
         self.steps += 1
 
     def flush(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over processes and steps, and begin anew."""
         elapsed = time.monotonic() - self._since
-        values = torch.tensor([*self._sums.values()]) / self.steps
+        values = torch.tensor([total / self._counts[name] for name, total in self._sums.items()])
         reduced = accelerator.reduce(values.to(accelerator.device), "mean").tolist()
         figures = dict(zip(self._sums, reduced, strict=True))
         figures["train/psnr"] = psnr_from_mse(figures["loss/l2"], peak=2)

@@ -1,27 +1,16 @@
 """ICC profiles, made by hand (Pillow can only create sRGB, Lab and XYZ ones), become sRGB."""
 
-import io
 import struct
 
 import numpy as np
 import PIL.Image
 import pytest
+from pictures import encoded, noise
 from PIL import ImageCms
 
 from codec import images
 
 Pixels = images.Pixels
-
-
-def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels:
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def encoded(picture: PIL.Image.Image, format_name: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format_name, **options)
-    return buffer.getvalue()
 
 
 def icc(space: bytes, device_class: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
