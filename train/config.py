@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from codec.errors import LatentCodecError
 
+MAX_ACCUMULATION = 64
+
 
 class ConfigError(LatentCodecError):
     """A configuration file or an override cannot be used."""
@@ -114,9 +116,9 @@ class RunConfig(Section):
     output_dir: str = Field(
         "runs/kl-f8d4", description="checkpoints, log and configuration go here"
     )
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**15)
     batch_size: int = Field(16, ge=1, description="crops a step and process")
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1, le=MAX_ACCUMULATION)
     mixed_precision: Literal["no", "bf16"] = "bf16"
     max_images: int = Field(200_000, ge=1, description="crops to train on; the schedule ends here")
     max_minutes: float | None = Field(None, gt=0, description="stop, saved, after this long")

@@ -22,7 +22,7 @@ from codec.catalog import model_directory
 from codec.errors import LatentCodecError
 from eval.lpips import load_lpips
 from train.bookkeeping import Meter, RunLog, save_config
-from train.config import TrainConfig
+from train.config import MAX_ACCUMULATION, TrainConfig
 from train.data import CropDataset, find_training_images, make_loader, to_unit
 from train.losses import LossTerms, autoencoder_loss
 from train.optimizer import make_optimizer
@@ -35,6 +35,8 @@ from train.state import (
     save_checkpoint,
 )
 from train.validation import Validation, make_validation
+
+MAX_PROCESSES = 4096
 
 
 class TrainingError(LatentCodecError):
@@ -179,8 +181,8 @@ class Trainer:
 
     def _noise_generator(self, number: int) -> torch.Generator:
         """Random numbers of one batch's latent noise, from the seed and the place in the run."""
-        place = self.progress.images_seen * 64 + number
-        place = place * 4096 + self.accelerator.process_index
+        place = self.progress.images_seen * MAX_ACCUMULATION + number
+        place = place * MAX_PROCESSES + self.accelerator.process_index
         generator = torch.Generator(device=self.accelerator.device)
         return generator.manual_seed((self.config.run.seed << 48) ^ place)
 
