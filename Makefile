@@ -19,9 +19,10 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 15) else f"found Python {v[0]}.{v[1]}, expected 3.11 to 3.14: make PYTHON=python3.12 ...")'
+	@echo "installing into $(VENV); torch is large, this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --quiet --editable '.[dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)
