@@ -1,6 +1,6 @@
 """Makes `python -m codec` the same as `latent-codec`."""
 
-from codec.cli import main
+from codec.cli import script
 
 if __name__ == "__main__":
-    main()
+    script()

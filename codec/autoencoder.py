@@ -11,17 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import (
-    AutoencoderMixin,
-    DecoderOutput,
-    DiagonalGaussianDistribution,
-)
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from codec.bottlenecks import GaussianBottleneck
+from codec.bottlenecks import DiagonalGaussian, GaussianBottleneck
 from codec.networks import Decoder, Encoder, receptive_margin
 from codec.tiling import TILE_CELLS, map_tiles
 
@@ -33,18 +29,19 @@ __all__ = [
 
 
 @dataclass
-class LatentAutoencoderOutput(DecoderOutput):  # type: ignore[misc]
-    """What `forward` returns: the reconstruction and the posterior that it was decoded from.
+class LatentAutoencoderOutput(BaseOutput):  # type: ignore[misc]
+    """What `decode` and `forward` return.
 
     Attributes:
         sample: (B, 3, H, W), about [-1, 1], not clamped.
-        latent_dist: the posterior over latents (B, C, H/f, W/f).
+        latent_dist: of `forward`, the posterior over latents (B, C, H/f, W/f).
     """
 
-    latent_dist: DiagonalGaussianDistribution | None = None
+    sample: Tensor
+    latent_dist: DiagonalGaussian | None = None
 
 
-class LatentAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: ignore[misc]
+class LatentAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A fast, fully convolutional autoencoder for image latents.
 
     Args: in_channels: channels of the image. out_channels: channels of the reconstruction.
@@ -113,7 +110,7 @@ class LatentAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: ign
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(
         self, x: Tensor, return_dict: bool = True
-    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
         """Encode images.
 
         Args:
@@ -140,7 +137,7 @@ class LatentAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: ign
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
-    ) -> DecoderOutput | tuple[Tensor]:
+    ) -> LatentAutoencoderOutput | tuple[Tensor]:
         """Decode raw latents.
 
         Args:
@@ -153,7 +150,7 @@ class LatentAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: ign
         """
         del generator
         sample = self._sliced(self._decode, z)
-        return DecoderOutput(sample=sample) if return_dict else (sample,)
+        return LatentAutoencoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(
         self,
@@ -179,6 +176,22 @@ class LatentAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):  # type: ign
         if not return_dict:
             return (reconstruction,)
         return LatentAutoencoderOutput(sample=reconstruction, latent_dist=posterior)
+
+    def enable_tiling(self) -> None:
+        """Work tile by tile: any size in bounded memory, with the same result."""
+        self.use_tiling = True
+
+    def disable_tiling(self) -> None:
+        """Work on whole images again."""
+        self.use_tiling = False
+
+    def enable_slicing(self) -> None:
+        """Work image by image: a batch takes the memory of one."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Work on whole batches again."""
+        self.use_slicing = False
 
     def _encode(self, x: Tensor) -> Tensor:
         if not self.use_tiling:

@@ -6,7 +6,7 @@ Heavy imports wait inside the commands, so that help and wrong use are answered 
 import json
 from dataclasses import asdict
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -172,6 +172,11 @@ def models(as_json: Json = False, debug: Debug = False) -> None:
         print("\n".join(model_lines(found)) or "no models")
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Runs the command line and ends the process with its exit code."""
     console.run(app)
+
+
+def script() -> NoReturn:
+    """What the installed command runs."""
+    console.leave_after(main)

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the work failed (reported on stderr in a sentence), 2 wron
 Commands import this first, so nothing here may import torch, numpy or PIL.
 """
 
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ __all__ = [
     "Model",
     "atomic_output",
     "error_sentence",
+    "leave_after",
     "needs_extra",
     "new_app",
     "print_error",
@@ -98,6 +100,25 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
         print_error(error)
         sys.exit(1)
     sys.exit(0)
+
+
+def leave_after(main: Callable[[], NoReturn]) -> NoReturn:
+    """Runs a command and ends the process without the interpreter's clean-up.
+
+    Tearing down torch and diffusers takes a second and touches 150 MB more than the work did. Only
+    for commands that leave no thread, process or exit handler behind.
+    """
+    code: object = 0
+    try:
+        main()
+    except SystemExit as exit_request:
+        code = exit_request.code
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        code = code or 1
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 @contextmanager

@@ -6,9 +6,9 @@ Shapes: x and reconstruction (B, 3, H, W) in [-1, 1]; latents (B, C, h, w). Ever
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
+from codec.bottlenecks import DiagonalGaussian
 from train.config import LossConfig
 from train.schedules import ramp
 
@@ -21,7 +21,7 @@ class LossTerms:
     terms: dict[str, Tensor]
 
 
-def kl_to_unit_gaussian(posterior: DiagonalGaussianDistribution) -> Tensor:
+def kl_to_unit_gaussian(posterior: DiagonalGaussian) -> Tensor:
     """KL(q(z|x) || N(0, I)) in nats, mean over latent elements (arXiv:1312.6114, appendix B)."""
     mean, log_variance = posterior.mean.float(), posterior.logvar.float()
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
@@ -30,7 +30,7 @@ def kl_to_unit_gaussian(posterior: DiagonalGaussianDistribution) -> Tensor:
 def autoencoder_loss(
     x: Tensor,
     reconstruction: Tensor,
-    posterior: DiagonalGaussianDistribution,
+    posterior: DiagonalGaussian,
     config: LossConfig,
     perceptual: nn.Module | None,
     images_seen: int,

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from codec.autoencoder import LatentAutoencoder
-from codec.bottlenecks import GaussianBottleneck
+from codec.bottlenecks import DiagonalGaussian, GaussianBottleneck
 from codec.networks import receptive_margin
 
 TINY = {
@@ -55,6 +56,26 @@ def test_forward_decodes_the_mode_or_a_sample(model: LatentAutoencoder) -> None:
     assert torch.equal(seeded[0], seeded[1])
     assert not torch.equal(seeded[0], output.sample)
     assert torch.equal(model(x, return_dict=False)[0], output.sample)
+
+
+def test_the_posterior_is_that_of_diffusers() -> None:
+    """Same attributes, draws and values as the class that it stands for."""
+    torch.manual_seed(0)
+    parameters = 3 * torch.randn(2, 8, 5, 6)
+    ours, theirs = DiagonalGaussian(parameters), DiagonalGaussianDistribution(parameters)
+    others = [cls(parameters.flip(0)) for cls in (type(ours), type(theirs))]
+    for name in ("parameters", "mean", "logvar", "std", "var"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+    draws = [part.sample(torch.Generator().manual_seed(5)) for part in (ours, theirs)]
+    assert torch.equal(*draws)
+    assert torch.equal(ours.mode(), theirs.mode())
+    torch.testing.assert_close(ours.kl(), theirs.kl())
+    torch.testing.assert_close(ours.kl(others[0]), theirs.kl(others[1]))
+    torch.testing.assert_close(ours.nll(draws[0]), theirs.nll(draws[0]))
+    lists = ([torch.Generator().manual_seed(seed) for seed in (5, 6)] for _ in range(2))
+    assert torch.equal(
+        *(part.sample(each) for part, each in zip((ours, theirs), lists, strict=True))
+    )
 
 
 @pytest.mark.parametrize("channels", [4, 16])

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from codec.autoencoder import LatentAutoencoder
+from codec.bottlenecks import DiagonalGaussian
 from eval.lpips import BackboneError, PerceptualDistance, load_lpips
 from train.config import LossConfig
 from train.losses import autoencoder_loss, kl_to_unit_gaussian
@@ -71,14 +71,14 @@ def test_kl_is_that_of_torch() -> None:
     mean, log_variance = parameters.chunk(2, dim=1)
     normal = torch.distributions.Normal(mean, (log_variance / 2).exp())
     expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
-    found = kl_to_unit_gaussian(DiagonalGaussianDistribution(parameters))
+    found = kl_to_unit_gaussian(DiagonalGaussian(parameters))
     torch.testing.assert_close(found, expected.mean())
 
 
 def test_the_total_is_the_weighted_sum() -> None:
     torch.manual_seed(0)
     x, y = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
-    posterior = DiagonalGaussianDistribution(torch.randn(2, 8, 2, 2))
+    posterior = DiagonalGaussian(torch.randn(2, 8, 2, 2))
     config = LossConfig(l1_weight=2, l2_weight=3, kl_weight=0.5, perceptual_weight=0)
     loss = autoencoder_loss(x, y, posterior, config, None, 0)
     expected = 2 * (x - y).abs().mean() + 3 * (x - y).square().mean()
@@ -87,7 +87,7 @@ def test_the_total_is_the_weighted_sum() -> None:
 
 def test_lpips_waits_for_its_start(perceptual: PerceptualDistance) -> None:
     x = torch.rand(1, 3, 64, 64)
-    posterior = DiagonalGaussianDistribution(torch.zeros(1, 8, 8, 8))
+    posterior = DiagonalGaussian(torch.zeros(1, 8, 8, 8))
     config = LossConfig(perceptual_weight=1.0, perceptual_start=100, perceptual_ramp=0)
 
     def names(images: int) -> set[str]:
