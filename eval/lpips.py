@@ -226,8 +226,8 @@ def _download(net: Net) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as e:  # no network; a damaged download
         raise BackboneMissingError(
             f"LPIPS needs the ImageNet backbone of '{net}', found no file, and could not download "
-            f"torchvision's {weights}: name a file with --lpips-backbone FILE or the variable "
-            f"LATENT_CODEC_LPIPS, or put lpips/{file_name} into the folder that "
-            "LATENT_CODEC_SHARED names"
+            f"torchvision's {weights}: name a file with --lpips-backbone FILE, with "
+            "loss.perceptual_backbone in training or with the variable LATENT_CODEC_LPIPS, or "
+            f"put lpips/{file_name} into the folder that LATENT_CODEC_SHARED names"
         ) from e
     return state

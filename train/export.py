@@ -16,7 +16,8 @@ from torch import nn
 
 from codec import backbone, images
 from codec.autoencoder import LatentAutoencoder
-from codec.checkpoint import finalize
+from codec.catalog import model_directory
+from codec.checkpoint import CODEC_FILE, finalize, read_info
 from codec.device import choose_device, choose_dtype
 from codec.entropy.fit import fit
 from codec.errors import LatentCodecError
@@ -51,8 +52,8 @@ def export_run(
         run_dir: a run's output folder; its newest checkpoint is taken.
         output: the directory to write; complete or not there.
         name: the codec's name, by default the output folder's.
-        quality_50_step: quantiser step of quality 50; by default the uniform step whose variance is
-            that of the noise trained with.
+        quality_50_step: quantiser step of quality 50; by default that of the codec which was
+            fine-tuned, else the uniform step whose variance is that of the noise trained with.
         default_quality: the quality of files when none is asked for.
         licence: of the weights, as the card and codec.json state it.
         force: replace an existing directory.
@@ -70,7 +71,7 @@ def export_run(
         raise ExportError(f"{output} already exists: choose another folder or add --force")
     config = load_config(run_dir / "config.yaml")
     model = averaged_model(config, checkpoints[-1])
-    step = quality_50_step or default_step(model)
+    step = quality_50_step or default_step(config, model)
     files = find_training_images(config.data)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as temporary:
@@ -113,8 +114,12 @@ def averaged_model(config: TrainConfig, checkpoint: Path) -> LatentAutoencoder:
     return model.eval()
 
 
-def default_step(model: LatentAutoencoder) -> float:
-    """The uniform quantiser step with the variance of the noise that training used."""
+def default_step(config: TrainConfig, model: LatentAutoencoder) -> float:
+    """The step of the codec that was fine-tuned, else of the variance of training's noise."""
+    if config.model.init_from is not None:
+        origin = model_directory(config.model.init_from)
+        if (origin / CODEC_FILE).is_file():
+            return read_info(origin).quality_50_step
     std = model.config.posterior_std
     if std is None:
         raise ExportError(

@@ -12,7 +12,7 @@ from codec import Codec, LatentAutoencoder
 from codec.checkpoint import read_info
 from train.cli import app
 from train.config import TrainConfig
-from train.export import ExportError, export_run
+from train.export import ExportError, default_step, export_run
 from train.statistics import StreamingStatistics
 from train.trainer import Trainer
 
@@ -58,7 +58,9 @@ def test_a_run_becomes_a_codec(
     config = make_config(
         model={"init_from": str(output)}, run={"output_dir": str(tmp_path / "tuned")}
     )
-    started = Trainer(config).model.state_dict()
+    tuned = Trainer(config)
+    assert default_step(config, tuned.model) == 0.02
+    started = tuned.model.state_dict()
     stored = LatentAutoencoder.from_pretrained(output, torch_dtype=torch.float32).state_dict()
     assert all(torch.equal(started[name], stored[name]) for name in stored)
 
