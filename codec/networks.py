@@ -28,7 +28,8 @@ class ResidualBlock(nn.Module):
         self.act = nn.SiLU()
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(require(self.conv2.bias))
+        assert self.conv2.bias is not None
+        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, D, h, w) to (B, D, h, w)."""
@@ -119,9 +120,3 @@ def receptive_margin(widths: Sequence[int], layers: Sequence[int], *, alignment:
     reach = (1 << first) + (1 << (len(widths) - 1))
     reach += sum(2 * count << level for level, count in enumerate(layers))
     return -(-reach // alignment) * alignment
-
-
-def require(value: Tensor | None) -> Tensor:
-    """The value, which an invariant says is there."""
-    assert value is not None
-    return value
