@@ -23,6 +23,16 @@ _DECODER_TENSORS = ("decoder.", "post_quant_conv.")
 _STATISTICS = frozenset(
     {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
 )
+# Entries that config.json gained after version 1, as long as they say what was always the case: a
+# model that is saved anew keeps its ids.
+_LATER_DEFAULTS: Mapping[str, object] = {
+    "bottleneck": "gaussian",
+    "codebook_size": 4096,
+    "codebook_cosine": False,
+    "fsq_levels": [8, 8, 8, 8],
+    "num_classes": None,
+}
+_ABSENT = object()
 _MAX_JSON_BYTES = 1 << 22
 _HEADER_LIMIT = 100_000_000  # safetensors' own bound
 _READ_BYTES = 1 << 20
@@ -67,7 +77,9 @@ def architecture(directory: Path) -> dict[str, object]:
     return {
         key: value
         for key, value in config.items()
-        if not key.startswith("_") and key not in _STATISTICS
+        if not key.startswith("_")
+        and key not in _STATISTICS
+        and value != _LATER_DEFAULTS.get(key, _ABSENT)
     }
 
 

@@ -80,6 +80,7 @@ class Codec:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.info = info
         self.factor = backbone.downscale_factor(autoencoder)
+        self._multiple: int = getattr(autoencoder, "multiple", self.factor)  # of image sides
         self.latent_channels: int = autoencoder.config["latent_channels"]
         self._scaling = Scaling.of(autoencoder.config)
         self._coder = coder
@@ -237,7 +238,7 @@ class Codec:
             return [self.compress(one, quality, step, strict) for one in image]
         units = self._step_units(quality, step)
         loaded = image if isinstance(image, Image) else _load(image, strict)
-        raw_latents = backbone.encode_pixels(self.autoencoder, pad(loaded.pixels, self.factor))
+        raw_latents = backbone.encode_pixels(self.autoencoder, pad(loaded.pixels, self._multiple))
         mode = ColorMode.GRAY if loaded.is_gray else ColorMode.RGB
         return self._pack(raw_latents, units, (loaded.width, loaded.height), mode)
 
@@ -327,12 +328,12 @@ class Codec:
 
     def _encode_tensor(self, images: Tensor) -> Tensor:
         x = image_batch(images)
-        bottom, right = -x.shape[-2] % self.factor, -x.shape[-1] % self.factor
+        bottom, right = -x.shape[-2] % self._multiple, -x.shape[-1] % self._multiple
         x = functional.pad(x.to(self.device, self.dtype), (0, right, 0, bottom), mode="replicate")
         return self._scaling.scale(backbone.encode_raw(self.autoencoder, _channels_last(x)).float())
 
     def _encode_image(self, source: Source) -> Tensor:
-        pixels = pad(_load(source, strict=False).pixels, self.factor)
+        pixels = pad(_load(source, strict=False).pixels, self._multiple)
         raw_latents = backbone.encode_pixels(self.autoencoder, pixels)
         return self._scaling.scale(torch.from_numpy(raw_latents)[None].to(self.device))
 

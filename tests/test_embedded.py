@@ -15,10 +15,10 @@ from codec import Codec, images
 from codec.catalog import DEFAULT_MODEL, embedded_models
 from codec.packing import read_file
 from eval.demo import packaged_samples
+from eval.latents.entropy import order0_bits
 from eval.lpips import BackboneError, load_lpips
 from eval.metrics import psnr
 from eval.rate_distortion import evaluate_images
-from train.validation import order0_bits
 
 GOLDEN = Path(__file__).parent / "golden" / "kl-f8d4.lc"
 KODAK = Path(os.environ.get("LATENT_CODEC_SHARED", "none")) / "data" / "kodak"

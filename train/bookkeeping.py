@@ -1,101 +1,47 @@
-"""What a run writes: its configuration, a log of JSON lines, and a progress bar."""
+"""What a run writes while it trains: a progress bar, log.jsonl, pictures, trackers' records."""
 
 import json
-import platform
+import re
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-import yaml
+import numpy as np
+import PIL.Image
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from eval.metrics import psnr_from_mse
+from codec.outputs import atomic_output
 from train import state
-from train.config import TrainConfig
-from train.losses import LossTerms
+from train.sections import TrainConfig
+from train.trackers import start_trackers, track_pictures
 
-PACKAGES = ("latent-codec", "torch", "diffusers", "accelerate")
+LOG_FILE = "log.jsonl"
+PICTURES_KEPT = 3
+"""Pictures of each name that stay on the disk; trackers keep them all."""
 
-
-def save_config(config: TrainConfig, run_dir: Path) -> None:
-    """Write the resolved configuration and the versions that run it beside the checkpoints."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
-    versions = {name: version(name) for name in PACKAGES}
-    versions |= {"python": platform.python_version(), "processor": processor_name()}
-    (run_dir / "versions.json").write_text(json.dumps(versions, indent=2), encoding="utf-8")
-
-
-def processor_name() -> str:
-    """What computes: the GPU's name, or the CPU's and its threads."""
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-class Meter:
-    """Means over the steps since the last line of the log, and where the time went."""
-
-    def __init__(self) -> None:
-        self._rate = 0.0
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)  # a term may start between two lines
-        self.steps = 0
-        self._wait = 0.0
-        self._since = time.monotonic()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
-        start = time.monotonic()
-        yield
-        self._wait += time.monotonic() - start
-
-    def add(self, terms: LossTerms, gradient_norm: float, learning_rate: float) -> None:
-        """Add one step."""
-        figures = {name: value.item() for name, value in terms.terms.items()}
-        figures |= {"loss/total": terms.total.item(), "optim/gradient_norm": gradient_norm}
-        for name, value in figures.items():
-            self._sums[name] += value
-            self._counts[name] += 1
-        self._rate = learning_rate
-        self.steps += 1
-
-    def flush(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over processes and steps, and begin anew."""
-        elapsed = time.monotonic() - self._since
-        values = torch.tensor([total / self._counts[name] for name, total in self._sums.items()])
-        reduced = accelerator.reduce(values.to(accelerator.device), "mean").tolist()
-        figures = dict(zip(self._sums, reduced, strict=True))
-        figures["train/psnr"] = psnr_from_mse(figures["loss/l2"], peak=2)
-        figures["optim/learning_rate"] = self._rate
-        figures["time/step_seconds"] = elapsed / self.steps
-        figures["time/data_share"] = self._wait / elapsed
-        self._reset()
-        return figures
+# A number that is a word of its own: no part of a name or a path.
+_FIGURE = re.compile(r"(?<![\w/#.-])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w/]|\.\w)")
 
 
 class RunLog:
-    """The progress bar and log.jsonl in the run's folder; only the first process writes."""
+    """The progress bar, log.jsonl, pictures and trackers; only the first process writes.
+
+    Args:
+        run_dir: the run's folder; what is there is appended to.
+        config: of the run; trackers that store configurations get it.
+        accelerator: its trackers are started and ended with the context.
+    """
 
     def __init__(self, run_dir: Path, config: TrainConfig, accelerator: Accelerator) -> None:
-        self._main = accelerator.is_main_process
-        self._path = run_dir / "log.jsonl"
+        self._config = config
+        self._accelerator = accelerator
+        self._is_main = accelerator.is_main_process
+        self._run_dir = run_dir
+        self._path = run_dir / LOG_FILE
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -105,13 +51,17 @@ class RunLog:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._main,
+            disable=not self._is_main,
         )
         self._task = self._bar.add_task("train", total=config.run.max_images, status="")
         self._started: tuple[float, int] | None = None
         self._status: dict[str, Any] = {}
+        self._warned: set[str] = set()
 
     def __enter__(self) -> "RunLog":
+        if self._is_main:
+            _end_last_line(self._path)
+        start_trackers(self._accelerator, self._config)
         self._bar.start()
         return self
 
@@ -122,6 +72,7 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+        self._accelerator.end_training()
 
     def advance(self, progress: state.Progress) -> None:
         """Move the bar."""
@@ -135,19 +86,63 @@ class RunLog:
             parts += [f"loss {loss:.4f}", f"PSNR {psnr:.2f} dB"]
         self._bar.update(self._task, completed=progress.images_seen, status=", ".join(parts))
 
-    def write(self, progress: state.Progress, figures: dict[str, float]) -> None:
-        """Append one line of figures to the log."""
+    def write(self, progress: state.Progress, figures: Mapping[str, float]) -> None:
+        """Append one line of figures to the log and give them to the trackers."""
         self._status |= figures
-        if not self._main:
+        if not self._is_main:
             return
+        self._append(progress, {name: float(f"{value:.7g}") for name, value in figures.items()})
+        self._accelerator.log(dict(figures), step=progress.images_seen)
+        if not self._console.is_terminal or any(name.startswith("val/") for name in figures):
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            self._console.print(
+                f"{progress.images_seen} images: {shown}", highlight=False, soft_wrap=True
+            )
+
+    def warn(self, progress: state.Progress, messages: Iterable[str]) -> None:
+        """Say each message once, on the console and in the log.
+
+        A message that differs from an earlier one in its figures alone is the same message.
+        """
+        for message in messages:
+            kind = _FIGURE.sub("#", message)
+            if kind in self._warned or not self._is_main:
+                continue
+            self._warned.add(kind)
+            self._append(progress, {"warning": message})
+            self._console.print(
+                f"warning: {message}", highlight=False, markup=False, soft_wrap=True
+            )
+
+    def pictures(self, progress: state.Progress, pictures: Mapping[str, np.ndarray]) -> None:
+        """Write pictures, uint8 (H, W, 3), into the run's folder and give them to the trackers."""
+        if not self._is_main:
+            return
+        folder = self._run_dir / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, pixels in pictures.items():
+            stem = name.replace("/", "-")
+            with atomic_output(folder / f"{stem}-{progress.images_seen:09d}.png") as stream:
+                PIL.Image.fromarray(pixels).save(stream, format="PNG")
+            written = sorted(folder.glob(f"{stem}-{'[0-9]' * 9}.png"))
+            for path in written[:-PICTURES_KEPT]:
+                path.unlink()
+        track_pictures(self._accelerator, pictures, progress.images_seen)
+
+    def _append(self, progress: state.Progress, content: Mapping[str, Any]) -> None:
         line = {
             "images": progress.images_seen,
             "step": progress.steps,
             "seconds": round(progress.seconds, 1),
-            **{name: round(value, 6) for name, value in figures.items()},
+            **content,
         }
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        if not self._console.is_terminal or any(name.startswith("val/") for name in figures):
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            self._console.print(f"{progress.images_seen} images: {shown}", highlight=False)
+
+
+def _end_last_line(path: Path) -> None:
+    """End the line that a kill cut short, so that the next one stands alone."""
+    content = path.read_bytes() if path.is_file() else b""
+    if content and not content.endswith(b"\n"):
+        with path.open("ab") as stream:
+            stream.write(b"\n")

@@ -1,7 +1,8 @@
-"""latent-codec-train: train an autoencoder, and export a run as a codec.
+"""latent-codec-train: train an autoencoder, export a run as a codec, compare runs.
 
 `latent-codec-train CONFIG [key=value ...]` trains; `latent-codec-train export RUN -o DIR`
-exports. The word `run` in front of a configuration may be left out.
+exports, `latent-codec-train report RUN ...` compares. The word `run` in front of a configuration
+may be left out.
 """
 
 import sys
@@ -10,14 +11,14 @@ from typing import Annotated
 
 import typer
 
-from codec.console import Debug, Force, needs_extra, new_app, run
+from codec.console import Debug, Force, Json, needs_extra, new_app, run
 
-COMMANDS = ("run", "export")
+COMMANDS = ("run", "export", "report")
 EXTRA_MODULES = frozenset({"accelerate", "lpips", "pydantic", "torchvision", "yaml"})
 app = new_app(
     "Train latent codecs.\n\n"
     "latent-codec-train CONFIG [key=value ...] trains (see 'run --help'); "
-    "'export' makes a codec of a run."
+    "'export' makes a codec of a run, 'report' compares runs."
 )
 
 
@@ -28,28 +29,41 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to replace.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint that is whole.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print every setting, images, parameters; do not train."),
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Train an autoencoder.
 
-    Example: latent-codec-train configs/autoencoder/kl-f8d4.yaml data.folders=[photos]
-        max_minutes=60
+    \b
+    Example:
+      latent-codec-train configs/autoencoder/kl-f8d4.yaml data.folders=[photos] max_minutes=60
     """
     del debug
     with needs_extra("train", EXTRA_MODULES):
         from train.config import load_config
 
         settings = load_config(config, overrides or [])
+        if dry_run:
+            from train.build import describe
+            from train.records import config_text
+
+            typer.echo(f"# {describe(settings)}\n{config_text(settings)}", nl=False)
+            return
         from train.trainer import Trainer
 
-    progress = Trainer(settings, resume=resume).run()
-    typer.echo(
-        f"{progress.images_seen} images in {progress.seconds / 60:.1f} minutes; next: "
-        f"latent-codec-train export {settings.run.output_dir} -o DIR",
-        err=True,
-    )
+    trainer = Trainer(settings, resume=resume)
+    progress = trainer.run()
+    if trainer.accelerator.is_main_process:
+        typer.echo(
+            f"{progress.images_seen} images in {progress.seconds / 60:.1f} minutes; next: "
+            f"latent-codec-train export {settings.run.output_dir} -o DIR",
+            err=True,
+        )
 
 
 @app.command()
@@ -62,26 +76,69 @@ def export(
     step: Annotated[
         float | None, typer.Option(help="Quantiser step of quality 50, in raw latent units.")
     ] = None,
-    default_quality: Annotated[int, typer.Option(min=1, max=100)] = 50,
+    default_quality: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="By default 50, or that of the teacher."),
+    ] = None,
     licence: Annotated[
         str, typer.Option(help="Licence of the weights.")
     ] = "see the licence of the training images",
+    best: Annotated[
+        bool, typer.Option("--best", help="The weights with the best held-out figures.")
+    ] = False,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Make a usable codec of a run: averaged weights in fp16, statistics, tables, ids, model card.
 
-    Example: latent-codec-train export runs/kl-f8d4 -o my-codec
+    \b
+    Example:
+      latent-codec-train export runs/kl-f8d4 -o my-codec
     """
     del debug
     with needs_extra("train", EXTRA_MODULES):
         from train.export import export_run
 
-    options = {"name": name, "quality_50_step": step, "default_quality": default_quality}
-    export_run(run_dir, output, licence=licence, force=force, **options)
-    typer.echo(
-        f"wrote {output}; try: latent-codec encode IMAGE -o OUT.lc --model {output}", err=True
+    info = export_run(
+        run_dir,
+        output,
+        name=name,
+        quality_50_step=step,
+        default_quality=default_quality,
+        licence=licence,
+        best=best,
+        force=force,
     )
+    if info is None:
+        typer.echo(
+            f"wrote {output}, which diffusers loads; it has no entropy tables, for files of such "
+            "latents come with a later release",
+            err=True,
+        )
+    else:
+        typer.echo(
+            f"wrote {output}; try: latent-codec encode IMAGE -o OUT.lc --model {output}", err=True
+        )
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs from their own records: a Markdown table of figures and health.
+
+    \b
+    Example:
+      latent-codec-train report runs/kl-f8d4 runs/vq-f8
+    """
+    del debug
+    with needs_extra("train", EXTRA_MODULES):
+        from train.report import render_json, render_table, report_run
+
+    reports = [report_run(run_dir) for run_dir in runs]
+    typer.echo(render_json(reports) if as_json else render_table(reports))
 
 
 def main() -> None:

@@ -1,146 +1,24 @@
-"""The configuration of a training run: typed, strict, complete.
+"""Reading the configuration of a training run: typed, strict, complete.
 
-Every field is documented and validated where it is declared. An unknown key is an error that
-suggests the nearest known one. Progress, warm-up and schedules are counted in images seen, not in
-steps, so that they mean the same at any batch size and number of processes.
+The settings themselves are in `train.sections`. An unknown key is an error that suggests the
+nearest known one.
 """
 
 import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from codec.errors import LatentCodecError
-
-MAX_ACCUMULATION = 64
+from train.sections import TrainConfig
 
 
 class ConfigError(LatentCodecError):
     """A configuration file or an override cannot be used."""
-
-
-class Section(BaseModel):
-    """A part of the configuration; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelConfig(Section):
-    """The arguments of `codec.autoencoder.LatentAutoencoder`, or weights to start from."""
-
-    latent_channels: int = Field(4, ge=1)
-    block_out_channels: tuple[int, ...] = (24, 48, 96, 192)
-    encoder_layers: tuple[int, ...] = (0, 0, 2, 4)
-    decoder_layers: tuple[int, ...] = (0, 0, 2, 4)
-    decoder_block_out_channels: tuple[int, ...] | None = None
-    posterior_std: float | None = Field(0.14, gt=0)
-    init_from: str | None = Field(
-        None,
-        description="embedded name or directory that a fine-tuning starts from; the shape is then "
-        "that model's, and the fields above are not used",
-    )
-
-
-class DataConfig(Section):
-    """Which images are trained on, and how crops are drawn from them."""
-
-    folders: tuple[str, ...] = Field(
-        min_length=1, description="folders of images, read recursively"
-    )
-    exclude: tuple[str, ...] = Field(
-        (), description="text files with one image name a line that are never trained on"
-    )
-    crop_size: int = Field(128, ge=16, description="side of a training crop, in pixels")
-    min_scale: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="crops are read at 1 to 1/min_scale times their size and scaled down",
-    )
-    flip: bool = Field(True, description="mirror half of the crops")
-    num_workers: int = Field(
-        0, ge=0, description="loader processes; 0 loads in the training process"
-    )
-    cache_gib: float = Field(
-        4.0, ge=0, description="decoded images are kept in memory while they fit in this"
-    )
-
-
-class LossConfig(Section):
-    """Weights of the terms; 0 leaves one out. L1 and L2 are means over pixel values."""
-
-    l1_weight: float = Field(1.0, ge=0)
-    l2_weight: float = Field(0.0, ge=0)
-    perceptual_weight: float = Field(0.25, ge=0, description="LPIPS")
-    perceptual_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
-    perceptual_backbone: str | None = Field(
-        None, description="file of its ImageNet backbone; null: LATENT_CODEC_LPIPS, or a download"
-    )
-    perceptual_start: int = Field(0, ge=0, description="images seen before LPIPS first counts")
-    perceptual_ramp: int = Field(
-        0, ge=0, description="images over which its weight then grows to full"
-    )
-    kl_weight: float = Field(
-        1e-4,
-        ge=0,
-        description="KL to a unit Gaussian, mean over latent elements; bounds the latents",
-    )
-
-
-class OptimizerConfig(Section):
-    """AdamW (or Muon for the convolution kernels), warm-up and cosine."""
-
-    name: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.99, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup_images: int = Field(2_000, ge=0)
-    final_learning_rate: float = Field(
-        0.01, ge=0, le=1, description="share of the rate left at the end"
-    )
-    max_grad_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    ema_power: float = Field(
-        0.75, gt=0, description="warm-up of the decay: 1 - (1 + step) ** -power"
-    )
-
-
-class RunConfig(Section):
-    """Budget, precision, reproducibility and what is written when."""
-
-    output_dir: str = Field(
-        "runs/kl-f8d4", description="checkpoints, log and configuration go here"
-    )
-    seed: int = Field(0, ge=0, lt=2**15)
-    batch_size: int = Field(16, ge=1, description="crops a step and process")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=MAX_ACCUMULATION)
-    mixed_precision: Literal["no", "bf16"] = "bf16"
-    max_images: int = Field(200_000, ge=1, description="crops to train on; the schedule ends here")
-    max_minutes: float | None = Field(None, gt=0, description="stop, saved, after this long")
-    checkpoint_minutes: float = Field(5.0, gt=0)
-    checkpoints_total_limit: int = Field(2, ge=1)
-    log_every: int = Field(50, ge=1, description="steps between lines of the log")
-    validation_folder: str | None = Field(None, description="held-out images for validation")
-    validation_names: str | None = Field(
-        None, description="text file that names the held-out images"
-    )
-    validation_images: int = Field(32, ge=1)
-    validation_every: int = Field(20_000, ge=1, description="images between validations")
-
-
-class TrainConfig(Section):
-    """Everything that a run of `latent-codec-train` needs."""
-
-    model: ModelConfig = ModelConfig()
-    data: DataConfig
-    loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    run: RunConfig = RunConfig()
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -178,6 +56,8 @@ def parse_config(values: dict[str, Any], source: str) -> TrainConfig:
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             message = f"found the unknown key {where}{_nearest(where)}"
+        elif first["type"] == "value_error":  # settings that do not go together
+            message = first["msg"].removeprefix("Value error, ")
         else:
             message = f"{where}: found {first['input']!r}; {first['msg'].lower()}"
         raise ConfigError(f"{source}: {message}") from error
@@ -232,7 +112,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _nearest(key: str) -> str:
     candidates = [*known_keys(), *TrainConfig.model_fields]
     short = {name.split(".")[-1]: name for name in candidates}
-    close = difflib.get_close_matches(key, candidates, n=1) or [
+    whole = difflib.get_close_matches(key, candidates, n=1) if "." in key else []
+    close = whole or [
         short[name] for name in difflib.get_close_matches(key.split(".")[-1], list(short), n=1)
     ]
     return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(candidates)}"

@@ -1,39 +1,62 @@
-"""From a run to a usable codec: averaged fp16 weights, statistics, tables, ids, model card."""
+"""From a run to a model directory: averaged fp16 weights, statistics, tables, ids, model card.
 
-import json
+Continuous latents become a codec that makes and reads files. A model that speaks the latents of a
+codec at hand, a distilled student or a decoder tuned on a frozen encoder, takes over that codec's
+statistics, tables and quality scale, and reads its files. What this release's files cannot carry
+becomes a plain diffusers directory.
+"""
+
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from rich.progress import track
-from safetensors.torch import load_file
 from torch import nn
 
-from codec import backbone, images
+from codec import backbone
 from codec.autoencoder import LatentAutoencoder
 from codec.catalog import model_directory
-from codec.checkpoint import CODEC_FILE, finalize, read_info
-from codec.device import choose_device, choose_dtype
+from codec.checkpoint import CODEC_FILE, ModelInfo, finalize, read_info
 from codec.entropy.fit import fit
 from codec.errors import LatentCodecError
-from train.card import CardFacts, write_card
-from train.config import TrainConfig, load_config
-from train.data import find_training_images
-from train.state import list_checkpoints
-from train.statistics import LatentStatistics, StreamingStatistics
-from train.trainer import build_model
+from codec.identity import CONFIG_FILE, ENTROPY_FILE, read_json
+from eval.latents.statistics import LatentStatistics
+from train.build import build_model
+from train.card import CardFacts, read_records, write_card
+from train.config import load_config
+from train.data import CropDataset
+from train.latents import measure_crops, measure_images
+from train.pool import open_sources
+from train.sections import TrainConfig
+from train.state import best_checkpoint, fill, latest_good, load_checkpoint
 
-FIT_IMAGES = 256
 FIT_QUALITIES = (1, 15, 30, 40, 50, 60, 70, 85, 100)
+DEFAULT_QUALITY = 50
+STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+"""Entries of config.json that describe the latents, in the order of `LatentStatistics`."""
 
 
 class ExportError(LatentCodecError):
     """A run cannot be exported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The model whose latents an exported one gives and reads.
+
+    Attributes:
+        name: for people.
+        directory: where it lies.
+        codec: what its codec.json says, if it makes files.
+    """
+
+    name: str
+    directory: Path
+    codec: ModelInfo | None
 
 
 def export_run(
@@ -42,76 +65,162 @@ def export_run(
     *,
     name: str | None = None,
     quality_50_step: float | None = None,
-    default_quality: int = 50,
+    default_quality: int | None = None,
     licence: str,
+    best: bool = False,
     force: bool = False,
-) -> None:
+) -> ModelInfo | None:
     """Write a model directory that `Codec.from_pretrained` and every command take.
 
     Args:
-        run_dir: a run's output folder; its newest checkpoint is taken.
+        run_dir: a run's output folder.
         output: the directory to write; complete or not there.
         name: the codec's name, by default the output folder's.
-        quality_50_step: quantiser step of quality 50; by default that of the codec which was
-            fine-tuned, else the uniform step whose variance is that of the noise trained with.
-        default_quality: the quality of files when none is asked for.
+        quality_50_step: quantiser step of quality 50; by default that of the codec whose latents
+            these are or which was fine-tuned, else the uniform step whose variance is that of the
+            noise trained with.
+        default_quality: the quality of files when none is asked for; by default that of the codec
+            whose latents these are, else 50.
         licence: of the weights, as the card and codec.json state it.
+        best: take the weights with the best held-out figures, not the newest.
         force: replace an existing directory.
 
+    Returns:
+        What codec.json says; None for latents that files cannot carry, whose directory has none.
+
     Raises:
-        ExportError: there is no checkpoint, or the output exists.
+        ExportError: there is no such checkpoint, or the output exists.
     """
-    checkpoints = list_checkpoints(run_dir)
-    if not checkpoints or not (run_dir / "config.yaml").is_file():
-        raise ExportError(
-            f"found no complete run in {run_dir}, expected config.yaml and a checkpoint "
-            "folder: give the run.output_dir of a training"
-        )
+    checkpoint = choose_checkpoint(run_dir, best=best)
     if output.exists() and not force:
         raise ExportError(f"{output} already exists: choose another folder or add --force")
     config = load_config(run_dir / "config.yaml")
-    model = averaged_model(config, checkpoints[-1])
-    step = quality_50_step or default_step(config, model)
-    files = find_training_images(config.data)
+    model = averaged_model(config, checkpoint)
+    origin = latent_origin(config)
+    records = read_records(run_dir, checkpoint, best=best)
+    has_files = fits_files(config, model)
+    facts = CardFacts(
+        name=name or output.name,
+        licence=licence,
+        config=config,
+        records=records,
+        spoken=origin.name if origin else None,
+        has_files=has_files,
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as temporary:
         partial = Path(temporary) / output.name
-        latents, statistics = measure_latents(model, choose_files(files, FIT_IMAGES))
-        model.register_to_config(
-            scaling_factor=statistics.scaling_factor,
-            shift_factor=statistics.shift_factor,
-            latents_mean=list(statistics.mean),
-            latents_std=list(statistics.std),
-        )
-        _cast(model, torch.float16)
-        model.save_pretrained(partial, safe_serialization=True)
-        scales = [2 ** ((50 - quality) / 12) for quality in FIT_QUALITIES]
-        coder = fit(latents, [max(1, round(step * scale * 2**16)) for scale in scales])
-        coder.save(partial / "entropy.safetensors")
-        facts = card_facts(run_dir, config, name or output.name, len(files), licence)
-        write_card(partial / "README.md", facts)
-        finalize(
-            partial,
-            name=name or output.name,
-            default_quality=default_quality,
-            quality_50_step=step,
-            license_name=licence,
-            summary=summary(model, len(files)),
-        )
+        if has_files:
+            write_codec(partial, model, facts, origin, quality_50_step, default_quality)
+        else:
+            write_plain(partial, model, facts, origin)
         for path in partial.iterdir():
             path.chmod(0o644)  # the weights' file is private as diffusers writes it
         if output.exists():
             shutil.rmtree(output)
         os.replace(partial, output)
+    return read_info(output) if has_files else None
 
 
-def averaged_model(config: TrainConfig, checkpoint: Path) -> LatentAutoencoder:
-    """The averaged weights of a checkpoint, rounded to fp16 as they will be stored."""
-    model = build_model(config)
-    model.load_state_dict(load_file(checkpoint / "ema.safetensors"), strict=True)
-    _cast(model, torch.float16)
-    _cast(model, torch.float32)
+def choose_checkpoint(run_dir: Path, *, best: bool) -> Path:
+    """The newest whole checkpoint of a run, or the best one."""
+    found = best_checkpoint(run_dir) if best else latest_good(run_dir)
+    if found is not None and (run_dir / "config.yaml").is_file():
+        return found
+    if best:
+        raise ExportError(
+            f"found no best weights in {run_dir}, expected a run with held-out images (settings "
+            "run.validation_folder and run.validation_every): export the newest, without --best"
+        )
+    raise ExportError(
+        f"found no complete run in {run_dir}, expected config.yaml and a checkpoint "
+        "folder: give the run.output_dir of a training"
+    )
+
+
+def averaged_model(config: TrainConfig, checkpoint: Path) -> Any:
+    """The averaged weights and the codebooks of a checkpoint.
+
+    Weights are rounded to fp16 as they will be stored. Codebooks are not: the running counts of
+    their codes exceed fp16's range.
+    """
+    model: Any = build_model(config)
+    tensors = load_checkpoint(checkpoint).tensors
+    fill(model.state_dict(), {**tensors["model"], **tensors["ema"]}, checkpoint)
+    _round_weights(model, torch.float16)
+    _round_weights(model, torch.float32)
     return model.eval()
+
+
+def fits_files(config: TrainConfig, model: Any) -> bool:
+    """Whether `.lc` files of this release can carry the latents, and nothing else is needed."""
+    settings = model.config
+    return (
+        isinstance(model, LatentAutoencoder)
+        and settings.bottleneck == "gaussian"
+        and settings.num_classes is None
+        and not is_vector(config, model)
+    )
+
+
+def is_vector(config: TrainConfig, model: Any) -> bool:
+    """Whether a training crop has a single latent vector."""
+    return backbone.downscale_factor(model) >= config.data.crop_size
+
+
+def write_codec(
+    folder: Path,
+    model: LatentAutoencoder,
+    facts: CardFacts,
+    origin: Origin | None,
+    quality_50_step: float | None,
+    default_quality: int | None,
+) -> None:
+    """Write a codec with its own tables, or with those of the codec whose latents it speaks."""
+    config, spoken = facts.config, origin.codec if origin else None
+    step = quality_50_step or (spoken.quality_50_step if spoken else default_step(config, model))
+    if spoken is not None:
+        _write_model(folder, model, read_json(spoken.directory / CONFIG_FILE), facts)
+        shutil.copyfile(spoken.directory / ENTROPY_FILE, folder / ENTROPY_FILE)
+    else:
+        latents, measured = measure_images(model, open_sources(config.data))
+        stated = read_json(origin.directory / CONFIG_FILE) if origin else _stated(measured)
+        _write_model(folder, model, stated, facts)
+        scales = [2 ** ((50 - quality) / 12) for quality in FIT_QUALITIES]
+        coder = fit(latents, [max(1, round(step * scale * 2**16)) for scale in scales])
+        coder.save(folder / ENTROPY_FILE)
+    finalize(
+        folder,
+        name=facts.name,
+        default_quality=default_quality or (spoken.default_quality if spoken else DEFAULT_QUALITY),
+        quality_50_step=step,
+        license_name=facts.licence,
+        summary=summary(model, facts.records.num_images, spoken),
+        accepts=spoken.accepts if spoken else (),
+    )
+
+
+def write_plain(folder: Path, model: Any, facts: CardFacts, origin: Origin | None) -> None:
+    """Write a directory that diffusers loads: weights, configuration with statistics, card."""
+    config = facts.config
+    if origin is not None:
+        stated = read_json(origin.directory / CONFIG_FILE)
+    else:
+        dataset = CropDataset(open_sources(config.data), config.data, config.run.seed)
+        stated = _stated(measure_crops(model, dataset))
+    _write_model(folder, model, stated, facts)
+
+
+def latent_origin(config: TrainConfig) -> Origin | None:
+    """A distillation's teacher, or the model whose encoder was kept; None for own latents."""
+    source = config.distillation.teacher
+    if source is None and config.model.freeze_encoder:
+        source = config.model.init_from
+    if source is None:
+        return None
+    directory = model_directory(source)
+    codec = read_info(directory) if (directory / CODEC_FILE).is_file() else None
+    return Origin(codec.name if codec else Path(source).name, directory, codec)
 
 
 def default_step(config: TrainConfig, model: LatentAutoencoder) -> float:
@@ -129,60 +238,41 @@ def default_step(config: TrainConfig, model: LatentAutoencoder) -> float:
     return float(std) * math.sqrt(12)
 
 
-def choose_files(files: Sequence[Path], count: int) -> list[Path]:
-    """At most `count` files, spread evenly over the sorted list."""
-    spread = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
-    return [files[i] for i in spread]
-
-
-@torch.no_grad()
-def measure_latents(
-    model: LatentAutoencoder, files: Sequence[Path]
-) -> tuple[list[np.ndarray], LatentStatistics]:
-    """Raw latents float32 (C, h, w) of whole images, and statistics; broken ones are skipped."""
-    device = choose_device(None)
-    _cast(model.to(device, memory_format=torch.channels_last), choose_dtype(device, None))
-    statistics = StreamingStatistics(model.config.latent_channels)
-    latents = []
-    for path in track(files, "latents of training images", transient=True):
-        try:
-            pixels = images.pad(images.load(path).pixels, model.factor)
-        except images.ImageError:
-            continue
-        latents.append(backbone.encode_pixels(model, pixels))
-        statistics.update(latents[-1])
-    if not latents:
-        raise ExportError(f"none of the {len(files)} training images can be read")
-    _cast(model.to("cpu"), torch.float32)
-    return latents, statistics.finish()
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast in place; diffusers' own `to` warns of every dtype."""
-    nn.Module.to(model, dtype)
-
-
-def summary(model: LatentAutoencoder, num_images: int) -> str:
+def summary(model: LatentAutoencoder, num_images: int, spoken: ModelInfo | None) -> str:
     """One line for `latent-codec models`."""
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     channels, factor = model.config.latent_channels, model.factor
-    return f"f{factor}, {channels} channels, {millions:.1f}M parameters, {num_images} images"
-
-
-def card_facts(
-    run_dir: Path, config: TrainConfig, name: str, num_images: int, licence: str
-) -> CardFacts:
-    """What the model card states, from the run's own records."""
-    versions = json.loads((run_dir / "versions.json").read_text(encoding="utf-8"))
-    log = run_dir / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    validations = [line for line in lines if "val/psnr" in line]
-    return CardFacts(
-        name=name,
-        licence=licence,
-        config=config,
-        num_images=num_images,
-        versions=versions,
-        last=lines[-1],
-        validation=validations[-1] if validations else None,
+    latents = f", latents of {spoken.name}" if spoken else ""
+    return (
+        f"f{factor}, {channels} channels, {millions:.1f}M parameters, {num_images} images{latents}"
     )
+
+
+def _stated(statistics: LatentStatistics) -> dict[str, Any]:
+    values = (
+        statistics.scaling_factor,
+        statistics.shift_factor,
+        list(statistics.mean),
+        list(statistics.std),
+    )
+    return dict(zip(STATISTICS, values, strict=True))
+
+
+def _write_model(folder: Path, model: Any, stated: dict[str, Any], facts: CardFacts) -> None:
+    """Weights in fp16, the configuration with statistics as far as its class has them, a card."""
+    defaults = {"scaling_factor": 1.0, "shift_factor": 0.0}
+    values = {
+        name: defaults.get(name) if stated.get(name) is None else stated[name]
+        for name in STATISTICS
+        if name in model.config
+    }
+    model.register_to_config(**values)
+    _round_weights(model, torch.float16)
+    model.save_pretrained(folder, safe_serialization=True)
+    write_card(folder / "README.md", facts)
+
+
+def _round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast parameters in place, buffers not."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

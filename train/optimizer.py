@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.config import OptimizerConfig
+from train.sections import OptimizerConfig
 
 MIN_MATRIX_SIDE = 32
 """Kernels with fewer input or output channels (stem and head) stay with AdamW."""

@@ -8,7 +8,8 @@ import PIL.Image
 import pytest
 import torch
 
-from train.config import TrainConfig, parse_config
+from train.config import parse_config
+from train.sections import TrainConfig
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """The command as a user meets it: help, exit codes, one sentence for an error."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,8 @@ import pytest
 import yaml
 
 from train import cli
-from train.config import TrainConfig
+from train.sections import TrainConfig
+from train.state import latest_good, list_checkpoints
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -44,11 +46,56 @@ def test_errors_are_one_sentence(
     assert call(monkeypatch, "export") == 2
 
 
+def test_a_dry_run_prints_everything_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(make_config().model_dump(mode="json")))
+    assert call(monkeypatch, path, "batch_size=3", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# 6 images; ")
+    assert "latents of 4x4x4" in printed
+    expected = make_config(run={"batch_size": 3}).model_dump(mode="json")
+    assert yaml.safe_load(printed) == expected  # what is printed is a configuration
+    assert {entry.name for entry in tmp_path.iterdir()} == {"config.yaml"}
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_resume(
+    monkeypatch: pytest.MonkeyPatch,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "config.yaml"
+    config = make_config(run={"checkpoint_minutes": 1e-9, "checkpoints_total_limit": 3})
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert call(monkeypatch, path) == 0
+    newest = list_checkpoints(tmp_path / "run")[-1]
+    (newest / "state.pt").write_bytes(b"")
+    capsys.readouterr()
+    assert call(monkeypatch, path, "--resume") == 0
+    assert f"{newest.name} is passed over: state.pt has 0 bytes" in capsys.readouterr().err
+    assert latest_good(tmp_path / "run") == newest  # written anew
+    text = (tmp_path / "run" / "log.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    steps = [line["images"] for line in lines if "loss/total" in line]
+    assert steps == [2, 4, 6, 8, 8]  # the last step was made again
+
+
 def test_help_has_an_example_and_needs_no_torch() -> None:
     code = (
-        "import sys; from train import cli; sys.argv = ['latent-codec-train', 'run', '--help']\n"
-        "try: cli.main()\nfinally: assert 'torch' not in sys.modules"
+        "import sys; from train import cli\n"
+        "for command in sys.argv[1:]:\n"
+        "    sys.argv = ['latent-codec-train', command, '--help']\n"
+        "    try: cli.main()\n"
+        "    except SystemExit as exit_request: assert exit_request.code == 0\n"
+        "assert 'torch' not in sys.modules"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, *cli.COMMANDS]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "Example: latent-codec-train configs/autoencoder/kl-f8d4.yaml" in result.stdout
+    for example in ("configs/autoencoder/kl-f8d4.yaml", "export runs/kl-f8d4 -o", "report runs/"):
+        assert f"Example:\n    latent-codec-train {example}" in result.stdout

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.config import ConfigError, TrainConfig, known_keys, load_config
+from train.config import ConfigError, known_keys, load_config
+from train.sections import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "autoencoder"
 

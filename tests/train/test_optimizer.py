@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from train.config import OptimizerConfig, TrainConfig
 from train.optimizer import KernelMuon, make_optimizer, matrix_view
+from train.sections import OptimizerConfig, TrainConfig
 from train.trainer import Trainer
 
 
@@ -85,13 +85,13 @@ def test_one_batch_is_learned(make_config: Callable[..., TrainConfig], name: str
         loss={"l1_weight": 0.0, "l2_weight": 1.0, "kl_weight": 0.0},
         model={"block_out_channels": [32, 32, 32, 64], "posterior_std": 0.01},
         data={"min_scale": 1.0},
-        run={"max_images": 240},
+        run={"max_images": 240, "log_every": 40},
     )
     trainer = Trainer(config)
     batch = next(trainer._batches())
     trainer._batches = lambda: iter(lambda: batch, None)  # type: ignore[method-assign,assignment]
     trainer.run()
-    x = batch.float() / 127.5 - 1
+    x = batch.pixels.float() / 127.5 - 1
     with torch.no_grad():
         error = (trainer.model(x).sample - x).square().mean()
     assert error < 0.5 * x.var()

@@ -1,0 +1,1 @@
+"""Measures of latents: statistics, rate, codebooks, likelihood bounds, pictures."""

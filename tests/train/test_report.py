@@ -1,0 +1,153 @@
+"""Runs side by side, from folders that the bookkeeping itself wrote."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from train import cli
+from train.bookkeeping import RunLog
+from train.records import save_config
+from train.report import ReportError, read_log, render_table, report_run
+from train.sections import TrainConfig
+from train.state import Progress, save_best, save_checkpoint
+
+MakeConfig = Callable[..., TrainConfig]
+
+GAUSSIAN = {
+    "val/psnr": 26.1234,
+    "val/lpips_squeeze": 0.10987,
+    "val/rate_bpp": 0.1844,
+    "health/kl_bits": 3.5,
+    "health/active_units": 0.75,
+    "health/latent_std": 2.0,
+}
+DISCRETE = {
+    "val/psnr": 24.0,
+    "val/lpips_alex": 0.2,
+    "val/rate_bpp": 0.1,
+    "health/codebook_usage": 0.5,
+    "health/perplexity": 300.2,
+}
+
+
+@pytest.fixture
+def make_run(make_config: MakeConfig, tmp_path: Path) -> Callable[..., Path]:
+    """Writes the records that a run would have left."""
+
+    def make(name: str, *validations: dict[str, float]) -> Path:
+        run_dir, config = tmp_path / name, make_config()
+        save_config(config, run_dir, {"num_images": 6, "sha256": "ab"})
+        with RunLog(run_dir, config, Accelerator(cpu=True)) as log:
+            for number, figures in enumerate(validations, start=1):
+                progress = Progress(1000 * number, 100 * number, 300.0 * number)
+                log.write(progress, {"loss/total": 1.0})
+                log.write(progress, figures)
+                log.warn(progress, ["something is wrong"])
+        weights = {"weight": torch.zeros(100, 300), "bias": torch.zeros(100)}
+        tensors = {"model": {**weights, "codes": torch.zeros(9)}, "ema": weights}
+        save_checkpoint(run_dir, tensors, {}, progress, total_limit=1)
+        return run_dir
+
+    return make
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["latent-codec-train", *map(str, words)])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    return int(exit_info.value.code or 0)
+
+
+def test_a_table_of_runs(
+    make_run: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    earlier = {**GAUSSIAN, "val/psnr": 20.0}
+    runs = [make_run("kl", earlier, GAUSSIAN), make_run("vq", DISCRETE), make_run("none", {})]
+    capsys.readouterr()
+    assert call(monkeypatch, "report", *runs) == 0
+    table = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    kl, vq, none = (dict(zip(cells[0], row, strict=True)) for row in cells[2:])
+    assert kl == {
+        "run": "kl",
+        "images": "2000",
+        "minutes": "10.0",
+        "parameters": "0.03M",
+        "PSNR (dB)": "26.12",
+        "LPIPS (squeeze)": "0.1099",
+        "LPIPS (alex)": "-",
+        "rate (bpp)": "0.184",
+        "KL (bits)": "3.500",
+        "active units": "75%",
+        "codes used": "-",
+        "perplexity": "-",
+    }
+    assert (vq["LPIPS (alex)"], vq["LPIPS (squeeze)"]) == ("0.2000", "-")
+    assert (vq["codes used"], vq["perplexity"]) == ("50%", "300")
+    assert (none["images"], none["PSNR (dB)"]) == ("1000", "-")
+
+    assert call(monkeypatch, "report", runs[0], "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["figures"] == GAUSSIAN
+    assert found["num_parameters"] == 30_100
+    assert found["validated_at"] == 2000
+    assert found["versions"]["processes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "log.jsonl").unlink(), "found no log.jsonl in .*run.output_dir"),
+        (lambda run: (run / "config.yaml").unlink(), "found no config.yaml"),
+        (lambda run: (run / "versions.json").unlink(), "found no versions.json"),
+        (lambda run: (run / "log.jsonl").write_text('{"ima'), "found no figures"),
+        (lambda run: next(run.glob("checkpoint-*")).rename(run / "x"), "found no checkpoint"),
+    ],
+)
+def test_an_incomplete_run_is_one_sentence(
+    make_run: Callable[..., Path], damage: Callable[[Path], None], message: str
+) -> None:
+    run_dir = make_run("kl", GAUSSIAN)
+    assert report_run(run_dir).images == 1000
+    damage(run_dir)
+    with pytest.raises(ReportError, match=message):
+        report_run(run_dir)
+
+
+def test_a_missing_run_ends_with_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "report", tmp_path / "nowhere") == 1
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.count("\n") == 1
+    assert found.err.startswith("error: found no config.yaml in")
+
+
+def test_the_best_weights_count_where_no_checkpoint_is_left(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run("kl", GAUSSIAN)
+    next(run_dir.glob("checkpoint-*")).rename(run_dir / "elsewhere")
+    tensors = {"model": {}, "ema": {"weight": torch.zeros(7)}}
+    save_best(run_dir, tensors, GAUSSIAN, Progress(2, 1, 1.0))
+    assert report_run(run_dir).num_parameters == 7
+
+
+def test_lines_cut_short_are_left_out(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run("kl", GAUSSIAN)
+    whole = read_log(run_dir)
+    with (run_dir / "log.jsonl").open("a") as stream:
+        stream.write('{"images": 9, "val/p')
+    assert read_log(run_dir) == whole
+
+
+def test_columns_that_no_run_has_are_left_out(make_run: Callable[..., Path]) -> None:
+    table = render_table([report_run(make_run("vq", DISCRETE))])
+    assert "perplexity" in table
+    assert "active" not in table

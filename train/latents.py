@@ -1,0 +1,74 @@
+"""Latents of the training images, measured for an export. No measurement changes the model."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import nn
+
+from codec import backbone, images
+from codec.device import choose_device, choose_dtype
+from eval.latents.statistics import LatentStatistics, StreamingStatistics
+from train.data import CropDataset, to_unit
+from train.sources import DataError, ImageSource
+
+NUM_IMAGES = 256
+"""Whole images, or crops, that are measured."""
+BATCH = 8
+
+
+@torch.no_grad()
+def measure_images(
+    model: Any, source: ImageSource
+) -> tuple[list[NDArray[np.float32]], LatentStatistics]:
+    """Raw latents float32 (C, h, w) of whole images, spread evenly over a source; and statistics.
+
+    Raises:
+        DataError: none of the images can be read; single broken ones are left out.
+    """
+    model = _to_fastest(model)
+    statistics = StreamingStatistics(model.config.latent_channels)
+    latents = []
+    spread = np.linspace(0, len(source) - 1, min(NUM_IMAGES, len(source))).round().astype(int)
+    for number in track(spread.tolist(), "latents of training images", transient=True):
+        try:
+            pixels = images.pad(source.load(number), model.multiple)
+        except images.ImageError:
+            continue
+        latents.append(backbone.encode_pixels(model, pixels))
+        statistics.update(latents[-1])
+    if not latents:
+        raise DataError(f"none of {len(spread)} training images can be read: check data")
+    return latents, statistics.finish()
+
+
+@torch.no_grad()
+def measure_crops(model: Any, dataset: CropDataset) -> LatentStatistics:
+    """Statistics of raw latents of crops as they are trained on, with their labels."""
+    model = _to_fastest(model)
+    statistics = StreamingStatistics(model.config.latent_channels)
+    reference = next(model.parameters())
+    is_conditional = model.config.get("num_classes") is not None
+    for start in track(range(0, NUM_IMAGES, BATCH), "latents of crops", transient=True):
+        batch = dataset.batch(range(start, start + BATCH))
+        x = to_unit(batch.pixels, reference.device).to(reference.dtype)
+        labels = {"class_labels": batch.labels.to(x.device)} if is_conditional else {}
+        encoded = model.encode(x, **labels)
+        posterior = getattr(encoded, "latent_dist", None)
+        latents = encoded.latents if posterior is None else posterior.mode()
+        for image in latents.float().cpu().numpy():
+            statistics.update(image)
+    return statistics.finish()
+
+
+def _to_fastest(model: Any) -> Any:
+    """A copy where and as it runs fastest: other numbers than those that are exported."""
+    device = choose_device(None)
+    upcast = bool(model.config.get("force_upcast", False))
+    fast = copy.deepcopy(model).eval()
+    nn.Module.to(fast, device, choose_dtype(device, None, force_upcast=upcast))
+    nn.Module.to(fast, memory_format=torch.channels_last)
+    return fast
