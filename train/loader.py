@@ -74,14 +74,26 @@ class CropLoader:
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[Batch]:
-        workers = self.dataset.config.num_workers
+        return self._from_workers() if self.dataset.config.num_workers else self._from_a_thread()
+
+    def _from_a_thread(self) -> Iterator[Batch]:
+        """One batch is cut while the step before it computes; Pillow and torch share well."""
+        numbers = iter(self.sampler)
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(self.dataset.batch, next(numbers))
+            while True:
+                batch = coming.result()
+                coming = thread.submit(self.dataset.batch, next(numbers))
+                yield Batch(*map(Tensor.pin_memory, batch)) if torch.cuda.is_available() else batch
+
+    def _from_workers(self) -> Iterator[Batch]:
         loader = DataLoader(
             _Batches(self.dataset),
             batch_size=None,
             sampler=self.sampler,
-            num_workers=workers,
-            worker_init_fn=_ignore_interrupts if workers else None,
-            multiprocessing_context=_context() if workers else None,
+            num_workers=self.dataset.config.num_workers,
+            worker_init_fn=_ignore_interrupts,
+            multiprocessing_context=_context(),
             generator=torch.Generator(),  # else it draws from the global one
             pin_memory=torch.cuda.is_available(),
         )

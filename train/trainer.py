@@ -5,8 +5,8 @@ What a step does is in `train.step`; what is written, in `train.bookkeeping` and
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +112,16 @@ class Trainer:
         if accelerator.is_main_process:
             save_config(self.config, self.run_dir, self.dataset.fingerprint())
         if self.progress.steps == 0:
-            self.stepper.initialise_codebooks(self._batches())
+            with closing(self._batches()) as first:
+                self.stepper.initialise_codebooks(first)
         meter, saved_at = Meter(), time.monotonic()
         self._started = time.monotonic() - self.progress.seconds
         next_validation = self._next_validation()
-        batches = self._batches()
-        with RunLog(self.run_dir, self.config, accelerator) as log, self.stop:
+        with (
+            closing(self._batches()) as batches,
+            RunLog(self.run_dir, self.config, accelerator) as log,
+            self.stop,
+        ):
             while self.progress.images_seen < run.max_images and not self._must_stop():
                 result = self.stepper.run(batches, self.progress.images_seen, meter)
                 if not result.is_finite:
@@ -196,7 +200,7 @@ class Trainer:
             log.warn(self.progress, self._warnings(figures))
 
     def _warnings(self, figures: dict[str, float]) -> list[str]:
-        broken = [f"{key}: {reason}" for key, reason in self.dataset.unreadable.items()]
+        broken = [f"{key}: {reason}" for key, reason in list(self.dataset.unreadable.items())]
         return [*health_warnings(figures, self.config), *(f"skipped {line}" for line in broken)]
 
     def _validate(self, log: RunLog) -> None:
@@ -213,16 +217,15 @@ class Trainer:
             self.state.keep_if_best(figures, self.progress)
         self.accelerator.wait_for_everyone()
 
-    def _batches(self) -> Iterator[Batch]:
-        return iter(
-            make_loader(
-                self.dataset,
-                self.progress.images_seen,
-                self.config.run.batch_size,
-                self.accelerator.process_index,
-                self.accelerator.num_processes,
-                device=self.accelerator.device,
-            )
+    def _batches(self) -> Generator[Batch, None, None]:
+        """This process's batches from the place that the run has reached."""
+        yield from make_loader(
+            self.dataset,
+            self.progress.images_seen,
+            self.config.run.batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            device=self.accelerator.device,
         )
 
     def _next_validation(self) -> int:
