@@ -109,15 +109,17 @@ class Stepper:
         for number, quantizer in enumerate(self.quantizers):
             if quantizer.initialised or not quantizer.collecting:
                 continue
-            vectors: list[Tensor] = []
-            while sum(map(len, vectors)) < 2 * self.config.model.codebook_size:
+            wanted = 2 * self.config.model.codebook_size
+            vectors = torch.empty(0, device=self.accelerator.device)
+            while len(vectors) < wanted:
                 x, batch = self._to_device(next(batches))
                 with torch.no_grad(), self.accelerator.autocast():
                     self.wrapped(x, sample_generators(0, batch.indices), self._labels(batch))
                 pending = [part.take_pending() for part in self.quantizers]
-                vectors.append(self.accelerator.gather(pending[number][0]))
+                found = self.accelerator.gather(pending[number][0])
+                vectors = torch.cat([vectors.reshape(-1, found.shape[1]), found])
             with seeded(self.config.run.seed, 0, CODEBOOK_START + number):
-                quantizer.initialise(torch.cat(vectors))
+                quantizer.initialise(vectors[:wanted])  # as many for any size of batch
 
     def _batch(
         self, batch: Batch, images_seen: int, count: int, is_last: bool
@@ -129,7 +131,7 @@ class Stepper:
         generators = sample_generators(self.config.run.seed, batch.indices)
         teacher = objective.teacher
         teacher_latents = None if teacher is None else teacher.latents(x)
-        transform = self._transform(batch)
+        transform = self._transform(images_seen)
         with self._synchronised(is_last):
             with accelerator.autocast():
                 output = self.wrapped(
@@ -209,13 +211,10 @@ class Stepper:
     def _labels(self, batch: Batch) -> Tensor | None:
         return batch.labels if self.forward.is_conditional else None
 
-    def _transform(self, batch: Batch) -> LatentTransform | None:
-        """The scaling and turn of a step: the same on every process."""
+    def _transform(self, images_seen: int) -> LatentTransform | None:
+        """The scaling and turn of a step: the same for all its batches and processes."""
         settings = self.config.regularizer
-        if settings.equivariance_probability == 0:
-            return None
-        place = int(self.accelerator.gather(batch.indices[:1].to(self.accelerator.device)).min())
-        rng = np.random.default_rng((self.config.run.seed, place, EQUIVARIANCE))
+        rng = np.random.default_rng((self.config.run.seed, images_seen, EQUIVARIANCE))
         if rng.random() >= settings.equivariance_probability:
             return None
         scale = float(rng.uniform(settings.equivariance_min_scale, 1.0))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,55 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+ADVERSARIAL = {
+    "disc_weight": 0.5,
+    "disc_start": 4,
+    "disc_warmup": 2,
+    "disc_adaptive": True,
+    "disc_layers": 1,
+    "disc_channels": 8,
+    "r1_weight": 1.0,
+    "r1_every": 3,
+    "feature_matching_weight": 1.0,
+}
+KINDS: dict[str, dict[str, dict[str, Any]]] = {
+    "adamw": {"optimizer": {"name": "adamw"}, "model": {"block_out_channels": [32] * 4}},
+    "muon": {"optimizer": {"name": "muon"}, "model": {"block_out_channels": [32] * 4}},
+    "adversarial": {
+        "adversarial": ADVERSARIAL,
+        "loss": {
+            "learned_logvar": True,
+            "kl_weight": 1e-3,
+            "kl_target": 2.0,
+            "kl_schedule": "cyclical",
+            "kl_cycle": 6,
+            "kl_warmup": 3,
+            "free_bits": 0.1,
+        },
+        "model": {"posterior_std": None},
+        "regularizer": {"equivariance_probability": 0.5, "latent_noise": 0.1},
+    },
+    "codebooks": {
+        "model": {"bottleneck": "vq2", "codebook_size": 16},
+        "loss": {"kl_weight": 0.0},
+        "data": {"crop_size": 48},
+    },
+    "total correlation": {
+        "model": {
+            "block_out_channels": [8, 8, 8, 8, 8, 16],
+            "encoder_layers": [0, 0, 1, 0, 0, 1],
+            "decoder_layers": [0, 0, 1, 0, 0, 1],
+        },
+        "loss": {"tc_weight": 1.0},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    make_config: MakeConfig, tmp_path: Path, optimizer: str
+    make_config: MakeConfig, tmp_path: Path, kind: str
 ) -> None:
-    shared = {"model": {"block_out_channels": [32] * 4}, "optimizer": {"name": optimizer}}
+    shared = KINDS[kind]
     whole = make_config(**shared, run={"output_dir": str(tmp_path / "whole"), "max_images": 20})
     Trainer(whole).run()
 
@@ -117,23 +162,33 @@ def test_records(make_config: MakeConfig, tmp_path: Path, photos: Path) -> None:
     )
 
 
-def test_accumulation_equals_the_large_batch(make_config: MakeConfig, tmp_path: Path) -> None:
-    """Without latent noise, whose draws depend on the batch; AdamW would amplify rounding."""
-    model = {"posterior_std": 1e-6}
+@pytest.mark.parametrize("kind", ["adamw", "muon", "adversarial", "codebooks"])
+def test_accumulation_equals_the_large_batch(
+    make_config: MakeConfig, tmp_path: Path, kind: str
+) -> None:
+    """Gradients, the adaptive weight and the codebooks of the third step, to rounding."""
     results = []
     for name, batch, accumulate in (("large", 4, 1), ("small", 2, 2)):
-        run = {"batch_size": batch, "gradient_accumulation_steps": accumulate, "max_images": 4}
-        config = make_config(
-            model=model,
-            loss={"kl_weight": 0.0},
-            run={**run, "output_dir": str(tmp_path / name)},
-        )
-        trainer = Trainer(config)
-        torch.manual_seed(0)
-        trainer.stepper.run(trainer._batches(), 0, Meter())
-        results.append([p.grad for p in trainer.model.parameters() if p.grad is not None])
-    for first, second in zip(*results, strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-7)
+        run = {"batch_size": batch, "gradient_accumulation_steps": accumulate}
+        sections = {**KINDS[kind], "run": {**run, "output_dir": str(tmp_path / name)}}
+        sections["optimizer"] = {**sections.get("optimizer", {}), "learning_rate": 1e-5}
+        trainer = Trainer(make_config(**sections))
+        with closing(trainer._batches()) as first:
+            trainer.stepper.initialise_codebooks(first)
+        with closing(trainer._batches()) as batches:
+            for step in range(3):
+                trainer.stepper.run(batches, 4 * step, Meter())
+        found = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+        found |= {n: b for n, b in trainer.model.named_buffers() if b.is_floating_point()}
+        if (adversary := trainer.objective.adversary) is not None:
+            assert adversary.weight > 0
+            found["weight"] = torch.tensor(adversary.weight)
+            found |= {n: p.grad for n, p in adversary.network.named_parameters()}
+        results.append(found)
+    assert results[0].keys() == results[1].keys()
+    for name, first_value in results[0].items():
+        difference = float((first_value - results[1][name]).abs().max())
+        assert difference < 1e-3 * float(first_value.abs().max()) + 3e-8, name
 
 
 def test_the_rate_follows_images_seen(make_config: MakeConfig, tmp_path: Path) -> None:
