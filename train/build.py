@@ -11,7 +11,7 @@ from codec.autoencoder import LatentAutoencoder
 from codec.backbone import load_autoencoder
 from codec.catalog import model_directory
 from codec.errors import LatentCodecError
-from train.pool import open_sources
+from train.samples.pool import open_sources
 from train.sections import ModelConfig, TrainConfig
 
 

@@ -97,7 +97,7 @@ def export(
     """
     del debug
     with needs_extra("train", EXTRA_MODULES):
-        from train.export import export_run
+        from train.release.export import export_run
 
     info = export_run(
         run_dir,

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from codec.images import ImageError, Pixels
-from train.crops import Box, cut, draw_box
-from train.pool import ImagePool
+from train.samples.crops import Box, cut, draw_box
+from train.samples.pool import ImagePool
+from train.samples.sources import DataError
 from train.sections import DataConfig
-from train.sources import DataError
 
 
 class Batch(NamedTuple):

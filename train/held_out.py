@@ -16,9 +16,9 @@ from torch import Tensor
 from codec import images
 from codec.images import Pixels
 from train.data import to_unit
-from train.factors import FactorImages
+from train.samples.factors import FactorImages
+from train.samples.sources import DataError, read_names
 from train.sections import TrainConfig
-from train.sources import DataError, read_names
 
 BATCH = 8
 

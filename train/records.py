@@ -27,7 +27,7 @@ def save_config(config: TrainConfig, run_dir: Path, fingerprint: Mapping[str, An
     Args:
         config: of the run.
         run_dir: the run's folder.
-        fingerprint: of `train.pool.ImagePool`; `num_images` and `sha256` are compared.
+        fingerprint: of `train.samples.pool.ImagePool`; `num_images` and `sha256` are compared.
     """
     checkpoints = state.list_checkpoints(run_dir)
     place = checkpoints[-1].stem.removeprefix(state.PREFIX) if checkpoints else "000000000"

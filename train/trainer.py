@@ -22,13 +22,13 @@ from train.data import Batch, CropDataset
 from train.distill import distillation_figures
 from train.forward import TrainingForward
 from train.health import health_warnings
-from train.loader import make_loader
 from train.meter import Meter
 from train.objective import make_objective
 from train.optimizer import make_optimizer
-from train.pool import open_sources
 from train.records import save_config
 from train.run_state import RunState, find_checkpoint
+from train.samples.loader import make_loader
+from train.samples.pool import open_sources
 from train.sections import TrainConfig
 from train.state import Progress, latest_good
 from train.step import Stepper, StepResult

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from codec.images import Pixels
-from train.crops import cut, cut_tensor, draw_box
 from train.data import Batch, CropDataset, to_unit
-from train.loader import CropLoader, DeviceLoader, ShareSampler, make_loader
-from train.pool import open_sources
+from train.samples.crops import cut, cut_tensor, draw_box
+from train.samples.loader import CropLoader, DeviceLoader, ShareSampler, make_loader
+from train.samples.pool import open_sources
+from train.samples.sources import DataError
 from train.sections import DataConfig
-from train.sources import DataError
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 from codec import Codec, LatentAutoencoder
 from codec.catalog import UnknownModelError
 from codec.checkpoint import read_info
-from train import export
 from train.cli import app
-from train.export import ExportError, default_step, export_run
+from train.release import export
+from train.release.export import ExportError, default_step, export_run
 from train.sections import TrainConfig
 from train.state import Progress, list_checkpoints, load_checkpoint, save_best
 from train.trainer import Trainer
@@ -95,7 +95,7 @@ def test_weights_are_the_averaged_ones_whatever_measured_them(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A processor with bfloat16 units measures in bfloat16, which must not reach the file."""
-    monkeypatch.setattr("train.latents.choose_dtype", lambda *_, **__: torch.bfloat16)
+    monkeypatch.setattr("train.release.latents.choose_dtype", lambda *_, **__: torch.bfloat16)
     export_run(run_dir, tmp_path / "mine", licence="CC0-1.0")
     stored = load_file(tmp_path / "mine" / "diffusion_pytorch_model.safetensors")
     expected = averaged(run_dir)
@@ -244,7 +244,7 @@ def test_what_files_cannot_carry_becomes_a_plain_directory(
     model: dict[str, Any],
     other: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr("train.latents.NUM_IMAGES", 16)
+    monkeypatch.setattr("train.release.latents.NUM_IMAGES", 16)
     data = dict(other)
     if other:
         for number, path in enumerate(sorted(photos.glob("*.png"))):
@@ -280,7 +280,7 @@ def test_what_files_cannot_carry_becomes_a_plain_directory(
 def measured_std(model: Any, config: TrainConfig) -> float:
     """Deviation of the latents of crops, encoded here in plain float32."""
     from train.data import CropDataset, to_unit
-    from train.pool import open_sources
+    from train.samples.pool import open_sources
 
     dataset = CropDataset(open_sources(config.data), config.data, config.run.seed)
     batch = dataset.batch(range(16))

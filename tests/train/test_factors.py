@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from train.factors import BACKGROUND, SHAPES, FactorImages, render
-from train.pool import open_sources
+from train.samples.factors import BACKGROUND, SHAPES, FactorImages, render
+from train.samples.pool import open_sources
+from train.samples.sources import DataError
 from train.sections import DataConfig
-from train.sources import DataError
 
 MIDDLE = (2, 4, 3, 8, 8, 3)
 

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import closing
+from itertools import count
 
 import pytest
 import torch
@@ -88,8 +90,9 @@ def test_one_batch_is_learned(make_config: Callable[..., TrainConfig], name: str
         run={"max_images": 240, "log_every": 40},
     )
     trainer = Trainer(config)
-    batch = next(trainer._batches())
-    trainer._batches = lambda: iter(lambda: batch, None)  # type: ignore[method-assign,assignment]
+    with closing(trainer._batches()) as batches:
+        batch = next(batches)
+    trainer._batches = lambda: (batch for _ in count())  # type: ignore[method-assign]
     trainer.run()
     x = batch.pixels.float() / 127.5 - 1
     with torch.no_grad():

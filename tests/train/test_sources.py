@@ -22,10 +22,10 @@ import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from codec.images import ImageError
-from train.pool import ImagePool, open_sources
+from train.samples.pool import ImagePool, open_sources
+from train.samples.sources import DataError, FileSource, ImageSource, TarSource, number_classes
+from train.samples.tables import TableSource
 from train.sections import DataConfig
-from train.sources import DataError, FileSource, ImageSource, TarSource, number_classes
-from train.tables import TableSource
 
 BROKEN = b"\x89PNG\r\n\x1a\n and then nothing"
 
@@ -332,7 +332,9 @@ def test_a_fingerprint_follows_the_files_and_not_their_place(clothes: Path, tmp_
 
 
 def test_the_datasets_library_is_imported_only_when_needed() -> None:
-    program = "import sys, train.pool; print({'datasets', 'pyarrow', 'torch'} & set(sys.modules))"
+    program = (
+        "import sys, train.samples.pool; print({'datasets', 'pyarrow', 'torch'} & set(sys.modules))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -20,10 +20,10 @@ from codec.autoencoder import LatentAutoencoder
 from eval.metrics import psnr
 from train import bounds, validation
 from train.bounds import is_bound
-from train.factors import SHAPES, FactorImages
 from train.held_out import HeldOut, load_held_out
+from train.samples.factors import SHAPES, FactorImages
+from train.samples.sources import DataError
 from train.sections import TrainConfig
-from train.sources import DataError
 from train.validation import Validation, make_validation
 
 MakeConfig = Callable[..., TrainConfig]

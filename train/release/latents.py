@@ -13,7 +13,7 @@ from codec import backbone, images
 from codec.device import choose_device, choose_dtype
 from eval.latents.statistics import LatentStatistics, StreamingStatistics
 from train.data import CropDataset, to_unit
-from train.sources import DataError, ImageSource
+from train.samples.sources import DataError, ImageSource
 
 NUM_IMAGES = 256
 """Whole images, or crops, that are measured."""

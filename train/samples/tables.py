@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from codec import images
 from codec.images import Pixels
-from train.sources import DataError, number_classes
+from train.samples.sources import DataError, number_classes
 
 if TYPE_CHECKING:
     import datasets

@@ -3,7 +3,7 @@
 Every picture is decoded by `codec.images`, so that orientation, colour modes and damage are treated
 alike whatever holds it. A source keeps names, places and sizes, never an open file: it can be
 pickled for loader processes, and image i depends on nothing that was read before it.
-`train.pool` joins the sources of a configuration.
+`train.samples.pool` joins the sources of a configuration.
 """
 
 import itertools

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from codec.images import Pixels
-from train.factors import FactorImages
-from train.sections import DataConfig
-from train.sources import (
+from train.samples.factors import FactorImages
+from train.samples.sources import (
     DataError,
     ImageSource,
     TarSource,
@@ -20,7 +19,8 @@ from train.sources import (
     number_classes,
     read_names,
 )
-from train.tables import TableSource
+from train.samples.tables import TableSource
+from train.sections import DataConfig
 
 
 class ImagePool:

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from codec.console import print_warning
 from codec.images import ImageError, Pixels
-from train.crops import cut_tensor
 from train.data import Batch, CropDataset
-from train.sources import DataError
+from train.samples.crops import cut_tensor
+from train.samples.sources import DataError
 
 CPU = torch.device("cpu")
 _DECODED_TOGETHER = 64
@@ -107,7 +107,7 @@ class CropLoader:
 class DeviceLoader:
     """Batches cut on the device from decoded images that are all kept there, without end.
 
-    The samples are those of `CropLoader` but for rounding, see `train.crops`.
+    The samples are those of `CropLoader` but for rounding, see `train.samples.crops`.
     """
 
     def __init__(

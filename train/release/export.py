@@ -26,11 +26,11 @@ from codec.errors import LatentCodecError
 from codec.identity import CONFIG_FILE, ENTROPY_FILE, read_json
 from eval.latents.statistics import LatentStatistics
 from train.build import build_model
-from train.card import CardFacts, read_records, write_card
 from train.config import load_config
 from train.data import CropDataset
-from train.latents import measure_crops, measure_images
-from train.pool import open_sources
+from train.release.card import CardFacts, read_records, write_card
+from train.release.latents import measure_crops, measure_images
+from train.samples.pool import open_sources
 from train.sections import TrainConfig
 from train.state import best_checkpoint, fill, latest_good, load_checkpoint
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codec.images import Pixels
-from train.sources import DataError
+from train.samples.sources import DataError
 
 SHAPES = ("square", "ellipse", "heart", "triangle")
 HUES = 10  # 30 degrees apart, red to violet: the circle stays open, so that hue has two ends

@@ -1,0 +1,1 @@
+"""From a run to something to use: exported codecs with their cards."""
