@@ -19,6 +19,7 @@ from codec.errors import LatentCodecError
 from train.bookkeeping import RunLog
 from train.build import build_model, check_classes
 from train.data import Batch, CropDataset
+from train.disentangled import disentanglement_figures, has_factors
 from train.distill import distillation_figures
 from train.forward import TrainingForward
 from train.health import health_warnings
@@ -158,6 +159,8 @@ class Trainer:
             if (teacher := self.objective.teacher) is not None:
                 held_out = self.validation.held_out
                 figures |= distillation_figures(self.model, teacher, held_out, self.accelerator)
+            if has_factors(self.config):
+                figures |= disentanglement_figures(self.model, self.config, self.accelerator)
         return figures
 
     @contextmanager
