@@ -47,6 +47,7 @@ class CropDataset:
     Attributes:
         classes: names of the class labels.
         unreadable: why images met so far cannot be read, by their keys.
+        decoded: all images on the device, once `train.samples.loader` has put them there.
     """
 
     def __init__(self, pool: ImagePool, config: DataConfig, seed: int) -> None:
@@ -55,6 +56,7 @@ class CropDataset:
         self.seed = seed
         self.classes = pool.classes
         self.unreadable: dict[str, str] = {}
+        self.decoded: dict[int, Tensor] | None = None
         self._broken: set[int] = set()
         self._cache: dict[int, Pixels] = {}
         self._cache_bytes = 0
@@ -130,7 +132,7 @@ class CropDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy for another process starts with an empty cache."""
-        return self.__dict__ | {"_cache": {}, "_cache_bytes": 0}
+        return self.__dict__ | {"decoded": None, "_cache": {}, "_cache_bytes": 0}
 
 
 def to_unit(batch: Tensor, device: torch.device) -> Tensor:

@@ -12,6 +12,8 @@ from itertools import islice
 from multiprocessing.context import BaseContext
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -155,9 +157,10 @@ def make_loader(
     """
     sampler = ShareSampler(start, batch_size, rank, num_processes)
     if dataset.config.cache == "device":
-        decoded = _decode_all(dataset, device)
-        if decoded is not None:
-            return DeviceLoader(dataset, sampler, decoded)
+        if dataset.decoded is None:
+            dataset.decoded = _decode_all(dataset, device, show=rank == 0)
+        if dataset.decoded is not None:
+            return DeviceLoader(dataset, sampler, dataset.decoded)
         if rank == 0:
             print_warning(
                 f"the {len(dataset.pool)} training images do not fit in data.cache_gib="
@@ -167,7 +170,9 @@ def make_loader(
     return CropLoader(dataset, sampler)
 
 
-def _decode_all(dataset: CropDataset, device: torch.device) -> dict[int, Tensor] | None:
+def _decode_all(
+    dataset: CropDataset, device: torch.device, *, show: bool
+) -> dict[int, Tensor] | None:
     """All readable images as uint8 (3, H, W) on the device, or None if they do not fit."""
 
     def load(image: int) -> Pixels | ImageError:
@@ -178,8 +183,15 @@ def _decode_all(dataset: CropDataset, device: torch.device) -> dict[int, Tensor]
 
     decoded: dict[int, Tensor] = {}
     room, numbers = dataset.config.cache_gib * 2**30, range(len(dataset.pool))
+    starts = track(
+        range(0, len(numbers), _DECODED_TOGETHER),
+        "decoding images",
+        console=Console(stderr=True),
+        transient=True,
+        disable=not show,
+    )
     with ThreadPoolExecutor(max(1, dataset.config.num_workers)) as threads:
-        for first in range(0, len(numbers), _DECODED_TOGETHER):
+        for first in starts:
             part = numbers[first : first + _DECODED_TOGETHER]
             for image, pixels in zip(part, threads.map(load, part), strict=True):
                 if isinstance(pixels, ImageError):
