@@ -17,7 +17,7 @@ COMMANDS = ("run", "export", "report")
 EXTRA_MODULES = frozenset({"accelerate", "lpips", "pydantic", "torchvision", "yaml"})
 app = new_app(
     "Train latent codecs.\n\n"
-    "latent-codec-train CONFIG [key=value ...] trains (see 'run --help'); "
+    "latent-codec-train CONFIG [key=value ...] [--resume] trains (see 'run --help'); "
     "'export' makes a codec of a run, 'report' compares runs."
 )
 
@@ -37,11 +37,17 @@ def train(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Train an autoencoder.
+    """Train an autoencoder; Ctrl-C saves, --resume goes on.
+
+    Values are YAML, so quote the word "no". Several processes: torchrun --nproc_per_node 2
+    -m train.cli CONFIG.
 
     \b
     Example:
-      latent-codec-train configs/autoencoder/kl-f8d4.yaml data.folders=[photos] max_minutes=60
+      latent-codec-train configs/autoencoder/kl-f8d4.yaml data.folders=[photos] exclude=[] \\
+        validation_folder=null validation_names=null max_minutes=60
+      latent-codec-train configs/autoencoder/finetune.yaml data.folders=[photos] --dry-run
+      latent-codec-train runs/kl-f8d4/config.yaml --resume
     """
     del debug
     with needs_extra("train", EXTRA_MODULES):
@@ -74,22 +80,32 @@ def export(
         str | None, typer.Option(help="Name in codec.json; the folder's name by default.")
     ] = None,
     step: Annotated[
-        float | None, typer.Option(help="Quantiser step of quality 50, in raw latent units.")
+        float | None,
+        typer.Option(
+            help="Quantiser step of quality 50, in raw latent units; by default that of the codec "
+            "whose latents these are or which was fine-tuned, or of the noise trained with."
+        ),
     ] = None,
     default_quality: Annotated[
         int | None,
-        typer.Option(min=1, max=100, help="By default 50, or that of the teacher."),
+        typer.Option(
+            min=1, max=100, help="By default 50, or that of the codec whose latents these are."
+        ),
     ] = None,
     licence: Annotated[
         str, typer.Option(help="Licence of the weights.")
     ] = "see the licence of the training images",
     best: Annotated[
-        bool, typer.Option("--best", help="The weights with the best held-out figures.")
+        bool,
+        typer.Option("--best", help="The weights with the best held-out figure, not the newest."),
     ] = False,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Make a usable codec of a run: averaged weights in fp16, statistics, tables, ids, model card.
+
+    Latents that files cannot carry (codes, class labels, single vectors, AutoencoderKL) become a
+    directory for diffusers, without tables and ids.
 
     \b
     Example:
@@ -127,7 +143,7 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare runs from their own records: a Markdown table of figures and health.
+    """Compare runs from their own records: a Markdown table of held-out figures and health.
 
     \b
     Example:
