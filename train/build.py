@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from codec.autoencoder import LatentAutoencoder
-from codec.backbone import load_autoencoder
+from codec.backbone import encode_raw, load_autoencoder
 from codec.catalog import model_directory
 from codec.errors import LatentCodecError
 from train.samples.pool import open_sources
@@ -20,21 +20,30 @@ class BuildError(LatentCodecError):
 
 
 def build_model(config: TrainConfig) -> nn.Module:
-    """A new network, or the weights that `model.init_from` names; float32 on the CPU."""
+    """A new network, or the weights that `model.init_from` names; float32 on the CPU.
+
+    Raises:
+        BuildError: the settings make no network.
+    """
     settings = config.model
-    if settings.init_from is not None:
-        model = load_autoencoder(model_directory(settings.init_from))
-    elif settings.architecture == "autoencoder_kl":
-        model = stable_diffusion_autoencoder(settings)
-    else:
-        keys = ("architecture", "init_from", "freeze_encoder")
-        arguments = {k: v for k, v in settings.model_dump().items() if k not in keys}
-        model = LatentAutoencoder(**arguments)
+    try:
+        model = _make(settings)
+    except ValueError as error:
+        raise BuildError(f"the settings of model make no network: {error}") from error
     if settings.freeze_encoder:
         _freeze_encoder(model)
     if config.run.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return cast(nn.Module, model.train())
+
+
+def _make(settings: ModelConfig) -> Any:
+    if settings.init_from is not None:
+        return load_autoencoder(model_directory(settings.init_from))
+    if settings.architecture == "autoencoder_kl":
+        return stable_diffusion_autoencoder(settings)
+    keys = ("architecture", "init_from", "freeze_encoder")
+    return LatentAutoencoder(**{k: v for k, v in settings.model_dump().items() if k not in keys})
 
 
 def stable_diffusion_autoencoder(settings: ModelConfig) -> AutoencoderKL:
@@ -60,17 +69,59 @@ def stable_diffusion_autoencoder(settings: ModelConfig) -> AutoencoderKL:
     )
 
 
-def check_classes(config: TrainConfig, classes: Sequence[str]) -> None:
-    """See that a conditional network has a row for every class of the data.
+def check_classes(model: Any, classes: Sequence[str]) -> None:
+    """See that a conditional network has a row for every class of the data, and gets labels.
 
     Raises:
-        BuildError: it has fewer.
+        BuildError: it has fewer, or there are no labels.
     """
-    rows = config.model.num_classes
-    if rows is not None and rows < len(classes):
+    rows = model.config.get("num_classes")
+    if rows is None or 0 < len(classes) <= rows:
+        return
+    found = f"{len(classes)} classes in the data ({', '.join(classes)})" if classes else "no labels"
+    raise BuildError(
+        f"found {found}, but the network is conditioned on {rows} classes: expected from 1 to "
+        f"{rows}; check data.labels and model.num_classes"
+    )
+
+
+@torch.no_grad()
+def latent_shape(model: Any, config: TrainConfig) -> tuple[int, ...]:
+    """Shape (C, h, w) of the latents of one training crop.
+
+    Raises:
+        BuildError: the network does not take crops of that size, or makes codes of what a setting
+            rounds.
+    """
+    side = config.data.crop_size
+    reference = next(model.parameters())
+    x = torch.zeros(1, 3, side, side, device=reference.device, dtype=reference.dtype)
+    try:
+        latents = encode_raw(model, x)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise BuildError(
-            f"found {len(classes)} classes in the data ({', '.join(classes)}), but "
-            f"model.num_classes {rows}: expected at least as many"
+            f"the network does not take crops of data.crop_size {side}: {reason}"
+        ) from error
+    if config.regularizer.quantize_step is not None and getattr(model, "quantizers", ()):
+        raise BuildError(
+            "found regularizer.quantize_step with a network whose latents are codes: expected null"
+        )
+    return tuple(latents.shape[1:])
+
+
+def check_teacher(model: Any, teacher: Any, config: TrainConfig) -> None:
+    """See that student and teacher have latents of one shape.
+
+    Raises:
+        BuildError: they differ in channels or downscale.
+    """
+    found, expected = latent_shape(model, config), latent_shape(teacher, config)
+    if found != expected:
+        raise BuildError(
+            f"found latents of shape {found} (channels, rows, columns) for the student and "
+            f"{expected} for distillation.teacher: give the student the teacher's "
+            "model.latent_channels and as many levels of model.block_out_channels"
         )
 
 
@@ -82,19 +133,24 @@ def last_layer(model: nn.Module) -> nn.Parameter:
 
 
 def describe(config: TrainConfig) -> str:
-    """What a run would train on and train: images, parameters, shapes. Nothing is written."""
+    """What a run would train on and train: images, parameters, shapes. Nothing is written.
+
+    Raises:
+        LatentCodecError: the run could not start.
+    """
     source = open_sources(config.data)
     model: Any = build_model(config)
+    check_classes(model, source.classes)
+    channels, rows, columns = latent_shape(model, config)
+    if config.distillation.teacher is not None:
+        teacher = load_autoencoder(model_directory(config.distillation.teacher))
+        check_teacher(model, teacher, config)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     side = config.data.crop_size
-    with torch.no_grad():
-        encoded = model.encode(torch.zeros(1, 3, side, side))
-    posterior = getattr(encoded, "latent_dist", None)
-    shape = (encoded.latents if posterior is None else posterior.mean).shape[1:]
     return (
         f"{len(source)} images; {total:,} parameters, {trained:,} of them trained; a crop of "
-        f"{side}x{side} pixels gives latents of {shape[1]}x{shape[2]}x{shape[0]}"
+        f"{side}x{side} pixels gives latents of {rows}x{columns}x{channels}"
     )
 
 

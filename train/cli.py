@@ -14,7 +14,10 @@ import typer
 from codec.console import Debug, Force, Json, needs_extra, new_app, run
 
 COMMANDS = ("run", "export", "report")
-EXTRA_MODULES = frozenset({"accelerate", "lpips", "pydantic", "torchvision", "yaml"})
+RUN_OPTIONS = ("--resume", "--dry-run", "--debug")
+EXTRA_MODULES = frozenset(
+    {"accelerate", "datasets", "lpips", "pyarrow", "pydantic", "torchvision", "yaml"}
+)
 app = new_app(
     "Train latent codecs.\n\n"
     "latent-codec-train CONFIG [key=value ...] [--resume] trains (see 'run --help'); "
@@ -39,8 +42,7 @@ def train(
 ) -> None:
     """Train an autoencoder; Ctrl-C saves, --resume goes on.
 
-    Values are YAML, so quote the word "no". Several processes: torchrun --nproc_per_node 2
-    -m train.cli CONFIG.
+    Several processes: torchrun --nproc_per_node 2 -m train.cli CONFIG.
 
     \b
     Example:
@@ -62,7 +64,7 @@ def train(
             return
         from train.trainer import Trainer
 
-    trainer = Trainer(settings, resume=resume)
+        trainer = Trainer(settings, resume=resume)
     progress = trainer.run()
     if trainer.accelerator.is_main_process:
         typer.echo(
@@ -158,9 +160,10 @@ def report(
 
 
 def main() -> None:
-    """Entry point: a first word that is no command is the configuration of `run`."""
+    """Entry point: a first word that is no command belongs to `run`."""
     words = sys.argv[1:]
-    if words and words[0] not in COMMANDS and not words[0].startswith("-"):
+    is_option = words[:1] != [] and words[0].startswith("-")
+    if words and words[0] not in COMMANDS and (not is_option or words[0] in RUN_OPTIONS):
         words = ["run", *words]
     run(app, words)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eval.lpips import load_lpips
 from train.adversary import Adversary
-from train.build import last_layer
+from train.build import check_teacher, last_layer
 from train.data import CropDataset, to_unit
 from train.distill import Teacher
 from train.forward import ForwardOutput, TrainingForward
@@ -197,6 +197,7 @@ def make_objective(
         correlation = TotalCorrelation(loss, config.model.latent_channels, accelerator, seed)
     if config.distillation.teacher is not None:
         teacher = Teacher(config.distillation.teacher, device)
+        check_teacher(forward.model, teacher.model, config)
         teacher.measure(to_unit(dataset.batch(range(TEACHER_CROPS)).pixels, device))
     if loss.perceptual_weight > 0:
         perceptual = load_lpips(loss.perceptual_net, loss.perceptual_backbone)

@@ -17,6 +17,7 @@ from train.sections import TrainConfig
 from train.state import (
     Progress,
     ResumeError,
+    best_checkpoint,
     fill,
     latest_good,
     list_checkpoints,
@@ -82,18 +83,35 @@ class RunState:
         fill(self.model.state_dict(), checkpoint.tensors["model"], path)
         fill(self._averaged(), checkpoint.tensors["ema"], path)
         states = checkpoint.states
-        if missing := self.parts.keys() - states.keys():
+        wanted = self.parts.keys() | ({"logvar"} if self.logvar is not None else set())
+        if missing := wanted - states.keys():
             raise ResumeError(
                 f"{path} has no state of {', '.join(sorted(missing))}: resume with the run's own "
                 "config.yaml, or choose another run.output_dir"
             )
         for name, part in self.parts.items():
-            part.load_state_dict(states[name])
+            try:
+                part.load_state_dict(states[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise ResumeError(
+                    f"{path} holds the state of another kind of {name} than the configuration asks "
+                    "for: resume with the run's own config.yaml, or choose another run.output_dir"
+                ) from error
         self.ema.optimization_step = states["ema"]["optimization_step"]
         if self.logvar is not None:
             with torch.no_grad():
                 self.logvar.fill_(states["logvar"]["value"])
         return checkpoint.progress
+
+    def is_finite(self) -> bool:
+        """Whether weights and averages are; what is not must not be saved as a good state."""
+        opponents = [part.network for part in self.parts.values() if hasattr(part, "network")]
+        tensors = [
+            *self.model.state_dict().values(),
+            *self.ema.shadow_params,
+            *(tensor for network in opponents for tensor in network.parameters()),
+        ]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
     def keep_if_best(self, figures: Mapping[str, float], progress: Progress) -> None:
         """Keep the weights in `best` if their held-out figure beats that of what is there."""
@@ -126,6 +144,11 @@ def find_checkpoint(run_dir: Path, resume: bool) -> Path | None:
         raise ResumeError(
             f"{run_dir} already holds {checkpoints[-1].name}: add --resume to continue it, or "
             "choose another run.output_dir"
+        )
+    if not resume and best_checkpoint(run_dir) is not None:
+        raise ResumeError(
+            f"{run_dir} already holds the best weights of another run, and no checkpoint to resume "
+            "from: choose another run.output_dir, or move that folder away"
         )
     if resume and not checkpoints:
         raise ResumeError(f"found no complete checkpoint in {run_dir}: start without --resume")

@@ -4,11 +4,14 @@ Progress, warm-up and schedules are counted in images seen, not in steps, so tha
 at any batch size and number of processes.
 """
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_ACCUMULATION = 64
+LPIPS_SIDE = 32
+"""Smaller pictures do not survive the strides of every backbone; as `eval.lpips.MIN_SIDE`."""
 
 
 class Section(BaseModel):
@@ -161,8 +164,13 @@ class LossConfig(Section):
             raise ValueError(
                 "kl_schedule cyclical needs kl_cycle > 0 and 0 < kl_warmup <= kl_cycle"
             )
-        if self.kl_target is not None and self.kl_weight == 0:
-            raise ValueError("kl_target needs a kl_weight above 0 to start from")
+        if self.kl_schedule == "linear" and self.kl_warmup == 0:
+            raise ValueError("kl_schedule linear needs kl_warmup > 0")
+        if self.kl_target is not None and (self.kl_weight == 0 or self.kl_schedule != "constant"):
+            raise ValueError(
+                "kl_target needs a kl_weight above 0 to start from, and kl_schedule constant: its "
+                "controller moves the weight"
+            )
         return self
 
 
@@ -268,7 +276,9 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**15)
     batch_size: int = Field(16, ge=1, description="crops a step and process")
     gradient_accumulation_steps: int = Field(1, ge=1, le=MAX_ACCUMULATION)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        "bf16", description="weights stay float32; fp16 needs a GPU"
+    )
     gradient_checkpointing: bool = Field(False, description="less memory for more time")
     compile: bool = Field(False, description="torch.compile the network")
     max_images: int = Field(200_000, ge=1, description="crops to train on; the schedule ends here")
@@ -291,6 +301,11 @@ class RunConfig(Section):
         "with it, else PSNR",
     )
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _yaml_reads_no_as_false(cls, value: object) -> object:
+        return "no" if value is False else value
+
 
 class TrainConfig(Section):
     """Everything that a run of `latent-codec-train` needs."""
@@ -307,44 +322,83 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> Self:
-        model, gaussian = self.model, self.model.bottleneck == "gaussian"
-        factor = 2 ** (len(model.block_out_channels) - 1)
-        adversarial, regularizer = self.adversarial, self.regularizer
-        judged = self.data.crop_size
-        if regularizer.equivariance_probability > 0:
-            judged = int(judged * regularizer.equivariance_min_scale)
-        for wrong, message in (
-            (
-                model.num_classes is not None and not self.data.labels,
-                "model.num_classes needs data.labels=true: a conditional codec learns from labels",
-            ),
-            (
-                model.freeze_encoder and model.init_from is None,
-                "model.freeze_encoder needs model.init_from: a decoder cannot learn from an "
-                "untrained encoder that never changes",
-            ),
-            (
-                self.loss.tc_weight > 0 and factor != self.data.crop_size,
-                f"loss.tc_weight needs vector latents: data.crop_size {self.data.crop_size} must "
-                f"equal the downscale factor {factor} of model.block_out_channels",
-            ),
-            (
-                (adversarial.disc_weight > 0 or adversarial.feature_matching_weight > 0)
-                and judged < 3 * 2**adversarial.disc_layers,
-                f"the discriminator of {adversarial.disc_layers} layers would see images of "
-                f"{judged} pixels and needs {3 * 2**adversarial.disc_layers}: lower "
-                "adversarial.disc_layers, or raise data.crop_size or "
-                "regularizer.equivariance_min_scale",
-            ),
-            (
-                not gaussian and regularizer.quantize_step is not None,
-                "regularizer.quantize_step needs model.bottleneck gaussian: codes are rounded",
-            ),
-            (
-                not gaussian and self.distillation.teacher is not None,
-                "distillation.teacher needs model.bottleneck gaussian",
-            ),
-        ):
+        for wrong, message in self._contradictions():
             if wrong:
                 raise ValueError(message)
         return self
+
+    def _contradictions(self) -> Iterator[tuple[bool, str]]:
+        """Pairs of whether settings contradict each other, and what to say then."""
+        model, loss, crop = self.model, self.loss, self.data.crop_size
+        adversarial, regularizer = self.adversarial, self.regularizer
+        gaussian = model.bottleneck == "gaussian"
+        has_critic = adversarial.disc_weight > 0 or adversarial.feature_matching_weight > 0
+        levels = len(model.block_out_channels)
+        layers = {len(model.encoder_layers), len(model.decoder_layers)}
+        widths = model.decoder_block_out_channels or model.block_out_channels
+        yield (
+            layers | {len(widths)} != {levels},
+            f"model.block_out_channels has {levels} levels: encoder_layers, decoder_layers and "
+            "decoder_block_out_channels need one entry for each",
+        )
+        yield (
+            model.bottleneck == "fsq" and len(model.fsq_levels) != model.latent_channels,
+            f"model.fsq_levels needs one entry for each of {model.latent_channels} latent_channels",
+        )
+        yield (
+            model.bottleneck == "vq2" and model.latent_channels % 2 == 1,
+            "model.bottleneck vq2 needs an even number of latent_channels: half for each level",
+        )
+        yield (
+            model.architecture == "autoencoder_kl"
+            and (not gaussian or model.num_classes is not None),
+            "model.architecture autoencoder_kl has neither codebooks nor class labels: use latent",
+        )
+        yield (
+            model.architecture == "autoencoder_kl" and any(w % 32 for w in widths),
+            "model.architecture autoencoder_kl needs block_out_channels that are multiples of 32",
+        )
+        yield (
+            model.num_classes is not None and not self.data.labels,
+            "model.num_classes needs data.labels=true: a conditional codec learns from labels",
+        )
+        yield (
+            model.freeze_encoder and model.init_from is None,
+            "model.freeze_encoder needs model.init_from: a decoder cannot learn from an untrained "
+            "encoder that never changes",
+        )
+        yield (
+            loss.tc_weight > 0 and 2 ** (levels - 1) != crop,
+            f"loss.tc_weight needs vector latents: data.crop_size {crop} must equal the downscale "
+            f"factor {2 ** (levels - 1)} of model.block_out_channels",
+        )
+        yield (
+            not gaussian and loss.kl_target is not None,
+            "loss.kl_target needs model.bottleneck gaussian: codes have no KL",
+        )
+        if regularizer.equivariance_probability > 0:
+            crop = int(crop * regularizer.equivariance_min_scale)
+        smaller = "raise data.crop_size or regularizer.equivariance_min_scale"
+        yield (
+            loss.perceptual_weight > 0 and crop < LPIPS_SIDE,
+            f"LPIPS would see images of {crop} pixels and needs {LPIPS_SIDE}: {smaller}",
+        )
+        yield (
+            has_critic and crop < 3 * 2**adversarial.disc_layers,
+            f"the discriminator of {adversarial.disc_layers} layers would see images of {crop} "
+            f"pixels and needs {3 * 2**adversarial.disc_layers}: lower adversarial.disc_layers, or "
+            f"{smaller}",
+        )
+        yield (
+            not gaussian and regularizer.quantize_step is not None,
+            "regularizer.quantize_step needs model.bottleneck gaussian: codes are rounded",
+        )
+        yield (
+            not gaussian and self.distillation.teacher is not None,
+            "distillation.teacher needs model.bottleneck gaussian",
+        )
+        yield (
+            self.run.best_metric == "lpips" and loss.perceptual_weight == 0,
+            "run.best_metric lpips needs loss.perceptual_weight above 0: LPIPS is not measured "
+            "without it",
+        )

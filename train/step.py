@@ -32,6 +32,9 @@ from train.randomness import (
 from train.schedules import warmup_cosine
 from train.sections import TrainConfig
 
+OPPONENTS = ("adv/discriminator", "adv/r1", "tc/discriminator")
+"""Losses of the discriminators, which must stay finite like the codec's own."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -96,7 +99,7 @@ class Stepper:
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / count
         norm = self._clip()
         total = sums.pop("loss/total")
-        is_finite = self._all_finite(total, norm)
+        is_finite = self._all_finite(total, norm, sums)
         if is_finite:
             self._update(images_seen, rate_factor)
             sums |= {name: torch.tensor(v) for name, v in self.objective.finish_step().items()}
@@ -185,9 +188,10 @@ class Stepper:
         assert norm is not None
         return norm
 
-    def _all_finite(self, total: Tensor, norm: Tensor) -> bool:
+    def _all_finite(self, total: Tensor, norm: Tensor, sums: dict[str, Tensor]) -> bool:
         """Whether every process can go on; a gradient scaler deals with its own overflows."""
-        is_good = torch.isfinite(total)
+        losses = [total, *(sums[name] for name in OPPONENTS if name in sums)]
+        is_good = torch.stack([torch.isfinite(loss) for loss in losses]).all()
         if self.accelerator.scaler is None:
             is_good &= torch.isfinite(norm)
         return bool(self.accelerator.reduce(is_good.float(), "mean") == 1)

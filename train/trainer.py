@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from codec.errors import LatentCodecError
 from train.bookkeeping import RunLog
-from train.build import build_model, check_classes
+from train.build import build_model, check_classes, latent_shape
 from train.data import Batch, CropDataset
 from train.disentangled import disentanglement_figures, has_factors
 from train.distill import distillation_figures
@@ -57,6 +58,10 @@ class Trainer:
         self.config = config
         self.run_dir = Path(config.run.output_dir)
         checkpoint = find_checkpoint(self.run_dir, resume)
+        if config.run.mixed_precision == "fp16" and not torch.cuda.is_available():
+            raise TrainingError(
+                "found run.mixed_precision fp16 and no GPU, expected one: use bf16 or no"
+            )
         self.accelerator = Accelerator(
             mixed_precision=config.run.mixed_precision,
             cpu=not torch.cuda.is_available(),
@@ -64,9 +69,10 @@ class Trainer:
             project_dir=self.run_dir,
         )
         self.dataset = CropDataset(open_sources(config.data), config.data, config.run.seed)
-        check_classes(config, self.dataset.classes)
         torch.manual_seed(config.run.seed)
         self.model: Any = build_model(config)
+        check_classes(self.model, self.dataset.classes)
+        latent_shape(self.model, config)
         self.model.to(self.accelerator.device, memory_format=torch.channels_last)
         forward = TrainingForward(self.model, config).to(self.accelerator.device)
         self.optimizer = make_optimizer(forward, config.optimizer)
@@ -83,8 +89,7 @@ class Trainer:
         if checkpoint is not None:
             self.progress = self.state.restore(checkpoint)
         if config.run.compile:
-            self.model.encoder.compile()
-            self.model.decoder.compile()
+            compile_network(self.model)
         self.stepper = Stepper(
             config,
             self.accelerator,
@@ -123,7 +128,14 @@ class Trainer:
             RunLog(self.run_dir, self.config, accelerator) as log,
             self.stop,
         ):
-            while self.progress.images_seen < run.max_images and not self._must_stop():
+            while self.progress.images_seen < run.max_images:
+                must_stop, must_save = self._agreed(saved_at)
+                if must_stop:
+                    break
+                if must_save:
+                    with meter.logging():
+                        self._save()
+                    saved_at = time.monotonic()
                 result = self.stepper.run(batches, self.progress.images_seen, meter)
                 if not result.is_finite:
                     raise self._non_finite(result)
@@ -134,10 +146,6 @@ class Trainer:
                     next_validation = self._next_validation()
                     with meter.paused():
                         self._validate(log)
-                if time.monotonic() - saved_at > 60 * run.checkpoint_minutes:
-                    with meter.logging():
-                        self._save()
-                    saved_at = time.monotonic()
             self._flush(meter, log)
             self._save()
             if self.validation and self._validated_at != self.progress.images_seen:
@@ -198,13 +206,13 @@ class Trainer:
     def _flush(self, meter: Meter, log: RunLog) -> None:
         if meter.steps:
             figures = meter.flush(self.accelerator)
-            figures["data/unreadable"] = float(len(self.dataset.unreadable))
+            unreadable: dict[str, str] = {}
+            for found in gather_object([dict(self.dataset.unreadable)]):
+                unreadable |= found
+            figures["data/unreadable"] = float(len(unreadable))
             log.write(self.progress, figures)
-            log.warn(self.progress, self._warnings(figures))
-
-    def _warnings(self, figures: dict[str, float]) -> list[str]:
-        broken = [f"{key}: {reason}" for key, reason in list(self.dataset.unreadable.items())]
-        return [*health_warnings(figures, self.config), *(f"skipped {line}" for line in broken)]
+            skipped = [f"skipped {key}: {reason}" for key, reason in unreadable.items()]
+            log.warn(self.progress, [*health_warnings(figures, self.config), *skipped])
 
     def _validate(self, log: RunLog) -> None:
         """Held-out figures, pictures and warnings; the best weights so far are kept."""
@@ -235,26 +243,45 @@ class Trainer:
         every = self.config.run.validation_every
         return (self.progress.images_seen // every + 1) * every
 
-    def _must_stop(self) -> bool:
-        """Whether a signal or the clock ends the run, on all processes at the same step."""
-        minutes = self.config.run.max_minutes
-        spent = minutes is not None and self.progress.steps > 0
-        spent = spent and self.progress.seconds > 60 * float(minutes or 0)
+    def _agreed(self, saved_at: float) -> tuple[bool, bool]:
+        """Whether to stop (a signal, the clock) and whether to save, on all processes alike.
+
+        Clocks differ between processes; one that saves alone would wait for the others forever.
+        """
+        run, steps = self.config.run, self.progress.steps
+        is_spent = run.max_minutes is not None and self.progress.seconds > 60 * run.max_minutes
+        must_stop = self.stop.received or (is_spent and steps > 0)
+        must_save = time.monotonic() - saved_at > 60 * run.checkpoint_minutes
         if self.accelerator.num_processes == 1:
-            return self.stop.received or spent
-        flag = torch.tensor(float(self.stop.received or spent), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+            return must_stop, must_save
+        flags = torch.tensor([must_stop, must_save], device=self.accelerator.device)
+        stop, save = (self.accelerator.reduce(flags.float(), "sum") > 0).tolist()
+        return stop, save
 
     def _non_finite(self, result: StepResult) -> TrainingError:
+        """Save the state before the step, if it is good, and say what happened."""
+        if self.state.is_finite():
+            self._save()
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in result.terms.items())
         newest = latest_good(self.run_dir)
-        place = f"the last good state is {newest}" if newest else "nothing was saved yet"
+        place, advice = "nothing good was saved", "and start again in another run.output_dir"
+        if newest is not None:
+            place, advice = f"the last good state is {newest}", "and run again with --resume"
         return TrainingError(
             f"the loss or its gradient is not finite after {self.progress.images_seen} images "
-            f"({values}); {place}: lower optimizer.learning_rate and run again with --resume"
+            f"({values}); {place}: lower optimizer.learning_rate (or that of the discriminator) "
+            f"{advice}"
         )
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
             self.state.save(self.progress)
         self.accelerator.wait_for_everyone()
+
+
+def compile_network(model: Any) -> None:
+    """Compile encoder and decoder; names of parameters stay."""
+    # The adaptive weight walks the graph twice, which buffers given away would not survive.
+    torch._functorch.config.donated_buffer = False
+    model.encoder.compile()
+    model.decoder.compile()

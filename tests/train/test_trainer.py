@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from train.losses import LossTerms
 from train.meter import Meter
 from train.sections import TrainConfig
 from train.state import ResumeError, list_checkpoints, load_checkpoint
@@ -78,13 +79,14 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
             "learned_logvar": True,
             "kl_weight": 1e-3,
             "kl_target": 2.0,
-            "kl_schedule": "cyclical",
-            "kl_cycle": 6,
-            "kl_warmup": 3,
             "free_bits": 0.1,
         },
         "model": {"posterior_std": None},
         "regularizer": {"equivariance_probability": 0.5, "latent_noise": 0.1},
+    },
+    "bf16": {
+        "run": {"mixed_precision": "bf16"},
+        "loss": {"kl_schedule": "cyclical", "kl_cycle": 6, "kl_warmup": 3},
     },
     "codebooks": {
         "model": {"bottleneck": "vq2", "codebook_size": 16},
@@ -107,16 +109,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     make_config: MakeConfig, tmp_path: Path, kind: str
 ) -> None:
     shared = KINDS[kind]
-    whole = make_config(**shared, run={"output_dir": str(tmp_path / "whole"), "max_images": 20})
+    sections = {name: part for name, part in shared.items() if name != "run"}
+    run = {**shared.get("run", {}), "max_images": 20}
+    whole = make_config(**sections, run={**run, "output_dir": str(tmp_path / "whole")})
     Trainer(whole).run()
 
-    run = {"output_dir": str(tmp_path / "parts"), "max_images": 20}
-    interrupted = Trainer(make_config(**shared, run=run))
+    run |= {"output_dir": str(tmp_path / "parts")}
+    interrupted = Trainer(make_config(**sections, run=run))
     hook(
         interrupted, lambda: setattr(interrupted.stop, "received", interrupted.progress.steps == 2)
     )
     assert interrupted.run().images_seen == 6  # in the middle of an epoch of six images
-    assert Trainer(make_config(**shared, run=run), resume=True).run().images_seen == 20
+    assert Trainer(make_config(**sections, run=run), resume=True).run().images_seen == 20
     assert_same(states(tmp_path / "whole"), states(tmp_path / "parts"))
 
 
@@ -250,6 +254,32 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config: MakeConfig) -> Non
         trainer.run()
     good = states(trainer.run_dir)
     assert all(tensor.isfinite().all() for tensor in good.values())
+
+
+@pytest.mark.parametrize("where", ["data", "discriminator"])
+def test_the_state_before_a_bad_step_is_saved(make_config: MakeConfig, where: str) -> None:
+    """No checkpoint is due yet, but what was learned is good."""
+    disc = {"disc_weight": 1.0, "disc_start": 10**6, "disc_warmup": 10**6, "disc_layers": 1}
+    trainer = Trainer(make_config(adversarial=disc))
+    adversary = trainer.objective.adversary
+    assert adversary is not None
+    backward, terms = adversary.discriminator_backward, trainer.objective.terms
+
+    def bad_verdict(*arguments: Any) -> dict[str, torch.Tensor]:
+        found = backward(*arguments)
+        late = where == "discriminator" and trainer.progress.steps == 3
+        return {**found, "adv/discriminator": torch.tensor(torch.nan if late else 0.0)}
+
+    def bad_loss(*arguments: Any) -> LossTerms:
+        found = terms(*arguments)
+        late = where == "data" and trainer.progress.steps == 3
+        return LossTerms(found.total * (torch.nan if late else 1.0), found.terms)
+
+    adversary.discriminator_backward = bad_verdict  # type: ignore[method-assign]
+    trainer.objective.terms = bad_loss  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"last good state is .*checkpoint-000000006"):
+        trainer.run()
+    assert all(tensor.isfinite().all() for tensor in states(trainer.run_dir).values())
 
 
 def test_sigterm_saves_and_ends(make_config: MakeConfig) -> None:

@@ -6,10 +6,12 @@ that is how a resumed run goes on.
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from multiprocessing.context import BaseContext
+from multiprocessing.forkserver import ensure_running
 
 import torch
 from rich.console import Console
@@ -207,9 +209,10 @@ def _decode_all(
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches loader processes too, but the run still needs them to end in order."""
+    """Signals to a process group reach loaders too; the run still needs them to end in order."""
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _context() -> BaseContext | None:
@@ -218,4 +221,15 @@ def _context() -> BaseContext | None:
         return None
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # one import of torch serves all of them
+    if threading.current_thread() is threading.main_thread():
+        _start_server()
     return context
+
+
+def _start_server() -> None:
+    """Start the process that loaders are forked from, deaf to SIGTERM: they die with it."""
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        ensure_running()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
