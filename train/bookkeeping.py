@@ -1,6 +1,7 @@
-"""What a run writes while it trains: a progress bar, log.jsonl, pictures, trackers' records."""
+"""What a run writes while it trains: progress bar, log.jsonl, health.json, pictures, trackers."""
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -17,9 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from codec.outputs import atomic_output
 from train import state
 from train.sections import TrainConfig
-from train.trackers import start_trackers, track_pictures
+from train.trackers import start_trackers, track_histogram, track_pictures
 
 LOG_FILE = "log.jsonl"
+DETAILS_FILE = "health.json"
 PICTURES_KEPT = 3
 """Pictures of each name that stay on the disk; trackers keep them all."""
 
@@ -28,7 +30,7 @@ _FIGURE = re.compile(r"(?<![\w/#.-])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w/]|\.\w)")
 
 
 class RunLog:
-    """The progress bar, log.jsonl, pictures and trackers; only the first process writes.
+    """The progress bar, log.jsonl, health.json, pictures and trackers; the first process writes.
 
     Args:
         run_dir: the run's folder; what is there is appended to.
@@ -87,7 +89,10 @@ class RunLog:
         self._bar.update(self._task, completed=progress.images_seen, status=", ".join(parts))
 
     def write(self, progress: state.Progress, figures: Mapping[str, float]) -> None:
-        """Append one line of figures to the log and give them to the trackers."""
+        """Append one line of figures to the log and give them to the trackers.
+
+        JSON has no number for one that is not finite: it stands in the log as null.
+        """
         self._status |= figures
         if not self._is_main:
             return
@@ -129,6 +134,23 @@ class RunLog:
                 path.unlink()
         track_pictures(self._accelerator, pictures, progress.images_seen)
 
+    def details(self, progress: state.Progress, details: Mapping[str, Any]) -> None:
+        """Replace health.json by what a validation found beside its figures.
+
+        TensorBoard, if it is on, also gets a histogram of the bits of each channel.
+
+        Args:
+            progress: of the run; the file says how many images were seen.
+            details: `train.validation.Validation.details`; nothing is written if empty.
+        """
+        if not self._is_main or not details:
+            return
+        content = _finite({"images": progress.images_seen, **details})
+        with atomic_output(self._run_dir / DETAILS_FILE) as stream:
+            stream.write(json.dumps(content, allow_nan=False).encode())
+        bits = details.get("kl_bits_by_channel", ())
+        track_histogram(self._accelerator, "health/kl_bits_by_channel", bits, progress.images_seen)
+
     def _append(self, progress: state.Progress, content: Mapping[str, Any]) -> None:
         line = {
             "images": progress.images_seen,
@@ -137,7 +159,16 @@ class RunLog:
             **content,
         }
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+            stream.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """What goes into JSON, with None for each number in it that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _end_last_line(path: Path) -> None:

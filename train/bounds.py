@@ -43,6 +43,7 @@ def is_bound(config: TrainConfig) -> bool:
         loss.tc_weight,
         loss.free_bits,
         config.adversarial.disc_weight,
+        config.adversarial.feature_matching_weight,
         regularizer.latent_noise,
         regularizer.equivariance_probability,
     )

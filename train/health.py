@@ -3,6 +3,7 @@
 Each warning says what was seen and which setting to change.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 from train.sections import TrainConfig
@@ -100,10 +101,18 @@ def _remedy(config: TrainConfig) -> str:
 
 
 def _discriminator(figures: Mapping[str, float], config: TrainConfig) -> list[str]:
+    settings = config.adversarial
+    logits = (figures.get(f"adv/logits_{kind}", 0.0) for kind in ("real", "fake"))
+    if not all(map(math.isfinite, logits)):  # of which no accuracy says anything
+        return [
+            "the discriminator diverged: its logits are not finite; lower "
+            f"adversarial.disc_learning_rate (now {settings.disc_learning_rate:g})"
+        ]
     if "adv/accuracy_real" not in figures or "adv/accuracy_fake" not in figures:
         return []
     real, fake = figures["adv/accuracy_real"], figures["adv/accuracy_fake"]
-    settings = config.adversarial
+    if not (math.isfinite(real) and math.isfinite(fake)):
+        return []
     seen = f"it tells {real:.0%} of the real and {fake:.0%} of the decoded patches rightly"
     if min(real, fake) > WON_ACCURACY:
         return [
@@ -126,7 +135,8 @@ def _discriminator(figures: Mapping[str, float], config: TrainConfig) -> list[st
 
 def _gradient(figures: Mapping[str, float], config: TrainConfig) -> list[str]:
     norm, optimizer = figures.get("optim/gradient_norm", 0.0), config.optimizer
-    if not norm > GRADIENT_FACTOR * optimizer.max_grad_norm:
+    # No limit clips what is not finite: such a step is skipped (fp16) or ends the run.
+    if not math.isfinite(norm) or norm <= GRADIENT_FACTOR * optimizer.max_grad_norm:
         return []
     return [
         f"gradients are clipped hard: their norm is {norm:.3g}, far above "

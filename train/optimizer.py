@@ -11,10 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codec.errors import LatentCodecError
 from train.sections import OptimizerConfig
 
 MIN_MATRIX_SIDE = 32
 """Kernels with fewer input or output channels (stem and head) stay with AdamW."""
+
+
+class OptimizerError(LatentCodecError):
+    """The optimizer does not fit the network."""
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -44,6 +49,11 @@ class KernelMuon(torch.optim.Optimizer):
         kernels = [
             p for p in parameters if p.ndim == 4 and min(p.shape[0], p.shape[1]) >= MIN_MATRIX_SIDE
         ]
+        if not kernels:
+            raise OptimizerError(
+                f"found optimizer.name muon and no kernel of at least {MIN_MATRIX_SIDE} channels "
+                "on both sides, expected wider model.block_out_channels, or optimizer.name adamw"
+            )
         chosen = {id(p) for p in kernels}
         rest = [p for p in parameters if id(p) not in chosen]
         for kernel in kernels:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from codec.errors import LatentCodecError
@@ -18,6 +19,9 @@ COLUMNS = {
     "val/lpips_squeeze": ("LPIPS (squeeze)", ".4f"),
     "val/lpips_alex": ("LPIPS (alex)", ".4f"),
     "val/lpips_vgg": ("LPIPS (vgg)", ".4f"),
+    "distill/latent_error": ("latent error", ".1%"),
+    "distill/psnr_teacher": ("teacher (dB)", ".2f"),
+    "distill/psnr_student": ("student (dB)", ".2f"),
     "val/rate_bpp": ("rate (bpp)", ".3f"),
     "val/elbo_bpd": ("ELBO (bits/dim)", ".3f"),
     "val/iwae_bpd": ("IWAE (bits/dim)", ".3f"),
@@ -29,6 +33,8 @@ COLUMNS = {
     "health/perplexity": ("perplexity", ".0f"),
     "health/perplexity_top": ("perplexity, top", ".0f"),
     "health/perplexity_bottom": ("perplexity, bottom", ".0f"),
+    "health/mig": ("MIG", ".2f"),
+    "time/overhead_share": ("data + log", ".1%"),
 }
 """Logged name to heading and number format; a column stands in the table where a run has it."""
 
@@ -49,7 +55,8 @@ class RunReport:
         minutes: spent training, over all parts of a resumed run.
         num_parameters: of the network.
         validated_at: images seen at the last held-out figures; None if there are none.
-        figures: the last held-out and health figures, by logged name.
+        figures: the last held-out, health and distillation figures, by logged name, and
+            `time/overhead_share`: of the training time, what went into data and the log.
         versions: packages, Python, processor and processes.
     """
 
@@ -65,15 +72,18 @@ class RunReport:
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of a run's log; those that a kill cut short are left out.
 
+    So are figures that are null: they were not finite.
+
     Raises:
         ReportError: there is no log, or no whole line in it.
     """
     lines = []
     for text in _read(run_dir, "log.jsonl").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        lines.append({name: value for name, value in line.items() if value is not None})
     if not any("warning" not in line for line in lines):
         raise ReportError(
             f"found no figures in {run_dir / 'log.jsonl'}, expected a run that has come as far as "
@@ -84,7 +94,26 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
 
 def last_validation(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The last line with held-out figures."""
-    return next((line for line in reversed(lines) if "val/psnr" in line), None)
+    validations = (line for line in reversed(lines) if any(n.startswith("val/") for n in line))
+    return next(validations, None)
+
+
+def overhead_share(lines: Sequence[dict[str, Any]]) -> float | None:
+    """Share of a run's training time that went into waiting for data and into the log.
+
+    Lines of steps that a resumed run took again are left out, as they are of its minutes. None if
+    no line says where the time went.
+    """
+    timed: list[dict[str, Any]] = []
+    for line in lines:
+        if "time/step_seconds" in line:
+            while timed and timed[-1]["step"] >= line["step"]:
+                timed.pop()
+            timed.append(line)
+    steps = np.diff([0, *(line["step"] for line in timed)])
+    seconds = steps * [line["time/step_seconds"] for line in timed]
+    shares = [line["time/data_share"] + line["time/log_share"] for line in timed]
+    return float(np.average(shares, weights=seconds)) if timed else None
 
 
 def read_json_record(run_dir: Path, name: str) -> dict[str, Any]:
@@ -106,8 +135,10 @@ def report_run(run_dir: Path) -> RunReport:
     figures = {
         name: value
         for name, value in (validation or {}).items()
-        if name.startswith(("val/", "health/"))
+        if name.startswith(("val/", "health/", "distill/"))
     }
+    if (overhead := overhead_share(lines)) is not None:
+        figures["time/overhead_share"] = overhead
     return RunReport(
         run=run_dir.resolve().name,
         images=lines[-1]["images"],

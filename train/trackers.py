@@ -1,7 +1,8 @@
 """Accelerate's trackers (TensorBoard by default): which there are, and what they are given."""
 
 import importlib.util
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,16 @@ def track_pictures(
         order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         batches = {name: pixels[None] for name, pixels in pictures.items()}
         tracker.log_images(batches, step=images_seen, **order)
+
+
+def track_histogram(
+    accelerator: Accelerator, name: str, values: Sequence[float], images_seen: int
+) -> None:
+    """Give the finite ones of some values to TensorBoard, if it is on, as a histogram."""
+    finite = np.array([value for value in values if math.isfinite(value)])
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard" and len(finite):
+            tracker.writer.add_histogram(name, finite, global_step=images_seen)
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from codec.images import Pixels
 from eval.latents.codebook import CodebookMeter
 from eval.latents.entropy import order0_bits
 from eval.latents.pictures import interpolation_strip, reconstruction_grid, to_pixels
-from eval.latents.posterior import PosteriorMeter, active_units
+from eval.latents.posterior import KL_EDGES, PosteriorMeter, active_units
 from eval.latents.statistics import StreamingStatistics
 from train.bounds import is_bound, measure_bounds
 from train.held_out import HeldOut, Part, load_held_out
@@ -75,6 +75,10 @@ class Validation:
         step: quantiser step applied to raw latents that are not codes already.
         perceptual: LPIPS, or None to leave it out.
         with_bounds: report bounds of the likelihood; the network needs a Gaussian posterior.
+
+    Attributes:
+        details: what the last `measure` found beside its figures, as in `health_details`; the
+            same on every process, and empty before.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Validation:
         self.step = step
         self.perceptual = perceptual
         self.with_bounds = with_bounds
+        self.details: dict[str, Any] = {}
 
     @torch.no_grad()
     def measure(self, model: Any, accelerator: Accelerator) -> dict[str, float]:
@@ -115,6 +120,7 @@ class Validation:
         merged, *others = gather_object([meters])
         for other in others:
             merged.merge(other)
+        self.details = health_details(merged)
         figures = {name: math.fsum(values) / len(values) for name, values in merged.values.items()}
         figures |= self._rate_of_codes(merged.codebooks) | health_figures(merged)
         if self.with_bounds:
@@ -228,6 +234,40 @@ def health_figures(meters: Meters) -> dict[str, float]:
         figures[f"health/perplexity{suffix}"] = book.perplexity
         figures[f"health/indices_per_code{suffix}"] = book.count / book.size
     return figures
+
+
+def health_details(meters: Meters) -> dict[str, Any]:
+    """What the figures of `health_figures` summarise, ready for JSON.
+
+    `held_out`: name of the set, to which all of it belongs. `correlation`: C rows of C numbers. Of
+    a Gaussian posterior `kl_bits_by_channel`, the mean an element, and `kl_histogram`: for each
+    channel, how many elements lie between consecutive `kl_edges` (bits; the last, null, is
+    infinity). Of codes `codebooks`, coarse to fine.
+    """
+    latents = meters.latents.finish()
+    details: dict[str, Any] = {
+        "held_out": meters.codebooks.set_name,
+        "correlation": [list(row) for row in latents.correlation],
+    }
+    if meters.posterior.count:
+        rate = meters.posterior.finish()
+        details |= {
+            "kl_bits_by_channel": list(rate.channel_bits),
+            "kl_edges": [edge if math.isfinite(edge) else None for edge in KL_EDGES],
+            "kl_histogram": [list(row) for row in rate.histogram],
+        }
+    if books := meters.codebooks.finish():
+        details["codebooks"] = [
+            {
+                "size": book.size,
+                "used": book.used,
+                "indices": book.count,
+                "perplexity": book.perplexity,
+                "entropy_bits": book.entropy_bits,
+            }
+            for book in books
+        ]
+    return details
 
 
 def codebook_sizes(model: Any) -> tuple[int, ...]:

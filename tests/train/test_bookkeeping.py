@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -182,12 +183,17 @@ def test_tensorboard_holds_scalars_and_pictures(make_config: MakeConfig, tmp_pat
         log.write(Progress(4, 2, 1.0), {"loss/l1": 0.5, "loss/total": 0.7})
         log.write(Progress(8, 4, 2.0), {"loss/l1": 0.25})
         log.pictures(Progress(8, 4, 2.0), {"reconstructions": pixels})
+        log.details(Progress(8, 4, 2.0), {"kl_bits_by_channel": [0.5, 3.0, math.nan]})
     events = EventAccumulator(str(tmp_path / "latent-codec"))
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("loss/l1")]
     assert found == [(4, 0.5), (8, 0.25)]
     (image,) = events.Images("reconstructions")
     assert (image.step, image.width, image.height) == (8, 7, 5)
+    (event,) = events.Histograms("health/kl_bits_by_channel")
+    histogram = event.histogram_value
+    assert (event.step, histogram.num) == (8, 2)
+    assert (histogram.min, histogram.max) == (0.5, 3.0)
 
 
 def test_a_tracker_without_pictures_still_gets_figures_and_the_configuration(
@@ -217,6 +223,7 @@ def test_a_tracker_without_pictures_still_gets_figures_and_the_configuration(
     recorder = Recorder()
     with RunLog(tmp_path, make_config(), Accelerator(cpu=True, log_with=recorder)) as log:
         log.write(Progress(4, 2, 1.0), {"loss/l1": 0.5})
+        log.details(Progress(4, 2, 1.0), {"kl_bits_by_channel": [0.5]})
         log.pictures(Progress(4, 2, 1.0), {"grid": np.zeros((2, 2, 3), np.uint8)})
     start, config, line, finish = recorder.seen
     assert (start, line, finish) == ("start", (4, {"loss/l1": 0.5}), "finish")
@@ -294,3 +301,32 @@ def test_a_line_cut_short_does_not_spoil_the_next(
     assert json.loads(first) == {"images": 2}
     expected = {"images": 6, "step": 3, "seconds": 1.3, "optim/learning_rate": 1.234568e-7}
     assert json.loads(last) == expected
+
+
+def test_the_log_is_json_whatever_the_figures(
+    make_config: MakeConfig, tmp_path: Path, accelerator: Accelerator
+) -> None:
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} is no JSON")
+
+    figures = {"loss/l1": math.nan, "val/psnr": math.inf, "adv/r1": -math.inf, "loss/l2": 0.5}
+    with RunLog(tmp_path, make_config(), accelerator) as log:
+        log.write(Progress(6, 3, 1.0), figures)
+    line = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=refuse)
+    assert {name: line[name] for name in figures} == {**dict.fromkeys(figures), "loss/l2": 0.5}
+
+
+def test_health_json_holds_the_newest_details(
+    make_config: MakeConfig, tmp_path: Path, accelerator: Accelerator
+) -> None:
+    details = {"held_out": "six images", "kl_edges": [0.0, None], "correlation": [[1.0, 0.25]]}
+    path = tmp_path / "health.json"
+    with RunLog(tmp_path, make_config(), accelerator) as log:
+        log.details(Progress(2, 1, 1.0), {})
+        assert not path.exists()
+        log.details(Progress(4, 2, 2.0), {**details, "correlation": [[math.nan, 1.0]]})
+        earlier = json.loads(path.read_text())
+        log.details(Progress(6, 3, 3.0), details)
+    assert earlier == {"images": 4, **details, "correlation": [[None, 1.0]]}
+    assert json.loads(path.read_text()) == {"images": 6, **details}
+    assert {found.name for found in tmp_path.iterdir()} == {"health.json"}

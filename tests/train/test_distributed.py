@@ -51,7 +51,15 @@ def compare(make_config: MakeConfig, tmp_path: Path, **sections: dict[str, Any])
     one of 1e-2 in the gradient; twenty steps of 1e-4 come to none of them.
     """
     sections = {"optimizer": {"warmup_images": 0, "learning_rate": 1e-4}, **sections}
-    run = {"max_images": 4 * STEPS, "validation_folder": None, "log_every": 1}
+    # Saves and held-out figures come often: whatever processes must do together, they do here.
+    run = {
+        "max_images": 4 * STEPS,
+        "log_every": 1,
+        "checkpoint_minutes": 1e-3,
+        "validation_folder": make_config().data.folders[0],
+        "validation_every": 24,
+        "validation_images": 3,
+    }
     one = make_config(**sections, run={**run, "batch_size": 4, "output_dir": str(tmp_path / "one")})
     two = make_config(**sections, run={**run, "batch_size": 2, "output_dir": str(tmp_path / "two")})
     launch(two, tmp_path / "config", 2)

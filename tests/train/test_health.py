@@ -125,6 +125,31 @@ def test_every_setting_that_is_named_exists(make_config: MakeConfig) -> None:
         assert hasattr(getattr(config, section), key), name
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["real", "fake"])
+def test_a_discriminator_without_finite_logits_neither_wins_nor_loses(
+    make_config: MakeConfig, kind: str, value: float
+) -> None:
+    """Comparisons with NaN are false, so both accuracies are then 0."""
+    figures = {f"adv/logits_{kind}": value, "adv/accuracy_real": 0.0, "adv/accuracy_fake": 0.0}
+    (warning,) = health_warnings(
+        {**HEALTHY, **figures}, make_config(adversarial={"disc_learning_rate": 0.03})
+    )
+    assert warning == (
+        "the discriminator diverged: its logits are not finite; lower "
+        "adversarial.disc_learning_rate (now 0.03)"
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["optim/gradient_norm", "adv/accuracy_real", "adv/accuracy_fake"])
+def test_what_is_not_finite_is_neither_clipped_nor_accurate(
+    make_config: MakeConfig, name: str, value: float
+) -> None:
+    sure = {"adv/accuracy_real": 0.99, "adv/accuracy_fake": 0.99} if "adv" in name else {}
+    assert health_warnings({**HEALTHY, **sure, name: value}, make_config()) == []
+
+
 def test_few_indices_are_no_dying_codebook(make_config: MakeConfig) -> None:
     """1000 indices cannot use 4096 codes."""
     figures = {"health/codebook_usage": 0.15, "health/indices_per_code": 0.24}

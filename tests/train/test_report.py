@@ -1,6 +1,7 @@
 """Runs side by side, from folders that the bookkeeping itself wrote."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from train import cli
 from train.bookkeeping import RunLog
 from train.records import save_config
-from train.report import ReportError, read_log, render_table, report_run
+from train.report import ReportError, overhead_share, read_log, render_table, report_run
 from train.sections import TrainConfig
 from train.state import Progress, save_best, save_checkpoint
 
@@ -151,3 +152,52 @@ def test_columns_that_no_run_has_are_left_out(make_run: Callable[..., Path]) -> 
     table = render_table([report_run(make_run("vq", DISCRETE))])
     assert "perplexity" in table
     assert "active" not in table
+
+
+def test_distillation_and_factors_have_columns(make_run: Callable[..., Path]) -> None:
+    figures = {
+        "distill/latent_error": 0.0123,
+        "distill/psnr_teacher": 27.456,
+        "distill/psnr_student": 26.2,
+        "health/mig": 0.314,
+    }
+    report = report_run(make_run("student", {**GAUSSIAN, **figures}))
+    assert figures.items() <= report.figures.items()
+    headings, _, row = (
+        line.strip("| ").split(" | ") for line in render_table([report]).split("\n")
+    )
+    cells = dict(zip(headings, row, strict=True))
+    assert (cells["latent error"], cells["MIG"]) == ("1.2%", "0.31")
+    assert (cells["teacher (dB)"], cells["student (dB)"]) == ("27.46", "26.20")
+
+
+def timed(step: int, seconds: float, data: float, log: float) -> dict[str, float]:
+    shares = {"time/data_share": data, "time/log_share": log}
+    return {"images": 2 * step, "step": step, "time/step_seconds": seconds, **shares}
+
+
+def test_overhead_is_a_share_of_the_time_of_the_whole_run(make_run: Callable[..., Path]) -> None:
+    lines = [timed(50, 1.0, 0.5, 0.1), {"step": 50, "val/psnr": 20.0}, timed(60, 5.0, 0.0, 0.2)]
+    assert overhead_share(lines) == pytest.approx((50 * 0.6 + 50 * 0.2) / 100)
+    again = [timed(60, 5.0, 1.0, 0.0), timed(70, 9.0, 1.0, 0.0)]  # then resumed from step 50
+    assert overhead_share([*lines[:2], *again, lines[2]]) == overhead_share(lines)
+    assert overhead_share([{"step": 50, "loss/total": 1.0}]) is None
+
+    # Two lines at steps 100 and 200, of the same time.
+    figures = [
+        {**GAUSSIAN, "time/step_seconds": 1.0, "time/data_share": share, "time/log_share": 0.01}
+        for share in (0.1, 0.2)
+    ]
+    report = report_run(make_run("kl", *figures))
+    assert report.figures["time/overhead_share"] == pytest.approx(0.16)
+    headings, _, row = render_table([report]).splitlines()
+    assert headings.endswith("| data + log |")
+    assert row.endswith("| 16.0% |")
+
+
+def test_a_figure_that_was_not_finite_is_missing(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run("kl", GAUSSIAN, {**GAUSSIAN, "val/psnr": math.inf})
+    report = report_run(run_dir)
+    assert report.validated_at == 2000
+    assert "val/psnr" not in report.figures
+    assert report.figures["val/rate_bpp"] == GAUSSIAN["val/rate_bpp"]

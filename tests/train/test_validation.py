@@ -1,6 +1,7 @@
 """Held-out figures against what they should be by hand, for each kind of network."""
 
 import copy
+import json
 import math
 import threading
 from collections.abc import Callable
@@ -15,8 +16,10 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 
 from codec.autoencoder import LatentAutoencoder
+from eval.latents.posterior import KL_EDGES
 from eval.metrics import psnr
 from train import bounds, validation
 from train.bounds import is_bound
@@ -34,7 +37,7 @@ TINY: dict[str, Any] = {
     "encoder_layers": (0, 0, 1, 1),
     "decoder_layers": (0, 0, 1, 1),
 }
-BOUND = {
+BOUND: dict[str, dict[str, Any]] = {
     "model": {"posterior_std": None},
     "loss": {
         "learned_logvar": True,
@@ -92,6 +95,27 @@ def test_a_gaussian_model(held_out: HeldOut) -> None:
     assert not any("bpd" in name or "codebook" in name for name in found)
 
 
+def test_details_of_a_gaussian_model(held_out: HeldOut) -> None:
+    model, figures = tiny(posterior_std=None), Validation(held_out, 0.05, None)
+    assert figures.details == {}
+    found = figures.measure(model, Accelerator(cpu=True))
+    details = json.loads(json.dumps(figures.details, allow_nan=False))
+    assert details == figures.details
+    with torch.no_grad():
+        posterior = model.encode(held_out.pixels / 127.5 - 1).latent_dist
+    normal = Normal(posterior.mean, posterior.std)
+    bits = kl_divergence(normal, Normal(0.0, 1.0)).movedim(1, 0).flatten(1) / math.log(2)
+    assert details["held_out"] == "ten images"
+    assert details["kl_bits_by_channel"] == pytest.approx(bits.mean(1).tolist(), rel=1e-4)
+    assert max(details["kl_bits_by_channel"]) == found["health/kl_bits_max"]
+    assert details["kl_edges"] == [*KL_EDGES[:-1], None]
+    assert [sum(row) for row in details["kl_histogram"]] == [bits.shape[1]] * 4
+    assert {len(row) for row in details["kl_histogram"]} == {len(KL_EDGES) - 1}
+    correlation = torch.corrcoef(posterior.mean.movedim(1, 0).flatten(1).double())
+    assert np.allclose(details["correlation"], correlation, atol=1e-4)
+    assert "codebooks" not in details
+
+
 @pytest.mark.parametrize(
     ("arguments", "suffixes", "bits"),
     [
@@ -104,10 +128,21 @@ def test_a_discrete_model(
     held_out: HeldOut, arguments: dict[str, Any], suffixes: tuple[str, ...], bits: tuple[float, ...]
 ) -> None:
     model = tiny(**arguments)
-    found = Validation(held_out, 0.4, None).measure(model, Accelerator(cpu=True))
+    figures = Validation(held_out, 0.4, None)
+    found = figures.measure(model, Accelerator(cpu=True))
     with torch.no_grad():
         indices = model.encode(held_out.pixels / 127.5 - 1).indices
     fixed = entropy = 0.0
+    details = json.loads(json.dumps(figures.details, allow_nan=False))
+    assert details["held_out"] == "ten images"
+    assert not any(name.startswith("kl_") for name in details)
+    for book, codes, suffix, each in zip(
+        details["codebooks"], indices, suffixes, bits, strict=True
+    ):
+        assert (book["size"], book["indices"]) == (2**each, codes.numel())
+        assert book["used"] == len(codes.unique())
+        assert book["perplexity"] == found[f"health/perplexity{suffix}"]
+        assert book["perplexity"] == pytest.approx(2 ** book["entropy_bits"])
     for codes, suffix, each in zip(indices, suffixes, bits, strict=True):
         _, counts = torch.unique(codes, return_counts=True)
         shares = counts / counts.sum()
@@ -223,29 +258,72 @@ def test_pictures_are_of_what_was_measured(held_out: HeldOut) -> None:
     assert figures.pictures(tiny(), SimpleNamespace(is_main_process=False)) == {}
 
 
-def test_only_a_bound_counts_as_one(make_config: MakeConfig) -> None:
-    def changed(section: str, **values: Any) -> TrainConfig:
-        sections: dict[str, Any] = {name: dict(part) for name, part in BOUND.items()}
-        sections[section] = {**sections.get(section, {}), **values}
-        return make_config(**sections)
+@pytest.fixture
+def make_bound(make_config: MakeConfig) -> MakeConfig:
+    """Makes a configuration whose objective is a bound; latents are vectors, as tc_weight needs."""
+    layers = [0, 0, 0, 0, 0, 1]
+    shape = {"block_out_channels": [8] * 6, "encoder_layers": layers, "decoder_layers": layers}
 
-    assert is_bound(changed("loss", kl_schedule="linear", kl_warmup=100))
-    for config in (
-        changed("model", posterior_std=0.14),
-        changed("model", bottleneck="fsq"),
-        changed("loss", learned_logvar=False),
-        changed("loss", kl_weight=4.0),
-        changed("loss", kl_reduction="latent"),
-        changed("loss", perceptual_weight=0.1),
-        changed("loss", l2_weight=0.1),
-        changed("loss", l1_weight=0.5),
-        changed("loss", free_bits=0.1),
-        changed("loss", kl_target=1.0),
-        changed("adversarial", disc_weight=0.1),
-        changed("regularizer", quantize_step=0.4),
-        changed("regularizer", latent_noise=0.1),
-    ):
-        assert not is_bound(config)
+    def make(section: str, **values: Any) -> TrainConfig:
+        sections = {**BOUND, "model": {**BOUND["model"], **shape}}
+        return make_config(**{**sections, section: {**sections.get(section, {}), **values}})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("loss", {"kl_schedule": "linear", "kl_warmup": 100}),
+        ("loss", {"logvar_init": -1.0}),
+        (
+            "model",
+            {
+                "architecture": "autoencoder_kl",
+                "posterior_std": 0.14,  # of LatentAutoencoder alone
+                "block_out_channels": [32] * 6,
+            },
+        ),
+        ("adversarial", {"disc_start": 100}),
+    ],
+)
+def test_a_bound_counts_as_one(
+    make_bound: MakeConfig, section: str, values: dict[str, Any]
+) -> None:
+    assert is_bound(make_bound(section, **values))
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("model", {"posterior_std": 0.14}),
+        ("model", {"bottleneck": "fsq"}),
+        ("model", {"freeze_encoder": True, "init_from": "somewhere"}),
+        ("loss", {"learned_logvar": False}),
+        ("loss", {"l1_weight": 0.5}),
+        ("loss", {"l2_weight": 0.1}),
+        ("loss", {"charbonnier_weight": 0.1}),
+        ("loss", {"multiscale_weight": 0.1}),
+        ("loss", {"gradient_weight": 0.1}),
+        ("loss", {"wavelet_weight": 0.1}),
+        ("loss", {"perceptual_weight": 0.1}),
+        ("loss", {"kl_weight": 4.0}),
+        ("loss", {"kl_reduction": "latent"}),
+        ("loss", {"kl_target": 1.0}),
+        ("loss", {"free_bits": 0.1}),
+        ("loss", {"tc_weight": 0.1}),
+        ("adversarial", {"disc_weight": 0.1}),
+        ("adversarial", {"feature_matching_weight": 0.1}),
+        ("regularizer", {"latent_noise": 0.1}),
+        ("regularizer", {"quantize_step": 0.4}),
+        ("regularizer", {"equivariance_probability": 0.1}),
+        ("distillation", {"teacher": "somewhere"}),
+    ],
+)
+def test_what_is_added_to_a_bound_leaves_none(
+    make_bound: MakeConfig, section: str, values: dict[str, Any]
+) -> None:
+    assert not is_bound(make_bound(section, **values))
 
 
 def test_bounds_are_reported_where_the_objective_is_one(
