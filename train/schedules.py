@@ -29,7 +29,7 @@ def kl_factor(images: int, config: LossConfig) -> float:
     constant: 1. linear: from 0 to 1 over the first `kl_warmup` images. cyclical: the same at the
     start of each cycle of `kl_cycle` images, then 1 (arXiv:1903.10145, equation 6).
     """
-    if config.kl_schedule == "constant" or config.kl_warmup == 0:
+    if config.kl_schedule == "constant":
         return 1.0
     place = images % config.kl_cycle if config.kl_schedule == "cyclical" else images
     return min(1.0, place / config.kl_warmup)

@@ -220,6 +220,7 @@ class Trainer:
         self._validated_at = self.progress.images_seen
         figures = self.validate()
         log.write(self.progress, figures)
+        log.details(self.progress, self.validation.details)
         log.warn(self.progress, health_warnings(figures, self.config))
         with self.averaged():
             pictures = self.validation.pictures(self.model, self.accelerator)

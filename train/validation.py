@@ -100,7 +100,8 @@ class Validation:
         """Figures by logged name; call it on every process, with the model in evaluation mode.
 
         From quantised latents: `val/psnr` in dB and `val/lpips_<net>`, means over images;
-        `val/rate_bpp`: order-0 entropy in bits a pixel, of each image's rounded latents or of the
+        `val/rate_bpp`: order-0 entropy in bits a pixel, of each image's rounded latents (none of
+        single vectors, in which nothing repeats) or of the
         whole set's codes, which at a fixed length take `val/raw_rate_bpp`. `health/...` as in
         `health_figures`. Under `with_bounds` also `val/elbo_bpd` and `val/iwae_bpd`, in bits per
         dimension, and `val/likelihood_scale` in 8-bit levels.
@@ -180,7 +181,7 @@ class Validation:
             meters.posterior.update(*encoded.posterior)
         if encoded.indices is not None:
             meters.codebooks.update(encoded.indices)
-        if encoded.symbols is not None:
+        if encoded.symbols is not None and encoded.symbols[0, 0].numel() > 1:
             bits = [order0_bits(image) for image in encoded.symbols.cpu().numpy()]
             rates = [value / self.held_out.pixels_an_image for value in bits]
             meters.values["val/rate_bpp"] += rates

@@ -220,6 +220,7 @@ KL = {
     "architecture": "autoencoder_kl",
     "block_out_channels": [32, 32],
     "encoder_layers": [1, 1],
+    "decoder_layers": [1, 1],
     "posterior_std": None,
 }
 
