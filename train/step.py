@@ -157,6 +157,10 @@ class Stepper:
     def _update(self, images_seen: int, rate_factor: float) -> None:
         """Everything that learns moves once."""
         self.optimizer.step()
+        if self.optimizer.step_was_skipped:  # fp16 overflowed, and its scaler starts smaller
+            for quantizer in self.quantizers:
+                quantizer.take_pending()
+            return
         self.ema.step(self.forward.model.parameters())
         adversary, correlation = self.objective.adversary, self.objective.total_correlation
         if adversary is not None and adversary.active(images_seen):

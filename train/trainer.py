@@ -65,7 +65,7 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=config.run.mixed_precision,
             cpu=not torch.cuda.is_available(),
-            log_with=tracker_names(config),
+            log_with=tracker_names(config) or None,
             project_dir=self.run_dir,
         )
         self.dataset = CropDataset(open_sources(config.data), config.data, config.run.seed)
