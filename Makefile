@@ -1,6 +1,7 @@
 # make demo   install into .venv and run the main job on a few photographs
 # make test   install into .venv and run the tests
 # make lint   the checks that CI and pre-commit run
+# make fuzz   100,000 damaged and forged files through decode and info
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ export LATENT_CODEC_SHARED := $(abspath ../shared)
 endif
 endif
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint fuzz clean
 
 install: $(STAMP)
 
@@ -35,6 +36,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy codec
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --count 100000
 
 clean:
 	rm -rf $(VENV) demo-output build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

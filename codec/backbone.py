@@ -5,6 +5,9 @@ network makes them, before any scaling.
 """
 
 import importlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +18,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from codec import identity, images
-from codec.identity import CONFIG_FILE, ModelError
+from codec import architectures, identity, images
+from codec.architectures import AUTOENCODERS, read_config
+from codec.codebooks import find_nearest
+from codec.codes import Codes, Indices
+from codec.identity import ModelError
 from codec.tiling import TILE_CELLS, map_tiles
-
-# `_class_name` of config.json -> the module that defines the class. Nothing else is ever loaded.
-AUTOENCODERS = {
-    "LatentAutoencoder": "codec.autoencoder",
-    "AutoencoderKL": "diffusers",
-    "AutoencoderTiny": "diffusers",
-    "AutoencoderDC": "diffusers",
-    "VQModel": "diffusers",
-}
 
 
 def load_autoencoder(directory: Path) -> Any:
@@ -35,23 +32,19 @@ def load_autoencoder(directory: Path) -> Any:
     Raises:
         ModelError: The directory lacks a part, or holds another kind of model or a damaged one.
     """
-    class_name = identity.read_json(directory / CONFIG_FILE).get("_class_name")
-    if not isinstance(class_name, str) or class_name not in AUTOENCODERS:
-        raise ModelError(
-            f"found a model of class {class_name!r} in {directory}, expected one of "
-            f"{', '.join(AUTOENCODERS)}"
-        )
+    class_name = str(read_config(directory)["_class_name"])
     for path in identity.weight_files(directory):
         identity.stored_tensors(path)  # a damaged file is told apart from a wrong configuration
     model_class = getattr(importlib.import_module(AUTOENCODERS[class_name]), class_name)
     try:
-        model, report = model_class.from_pretrained(
-            directory,
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,  # the other way needs accelerate, which the base install lacks
-            output_loading_info=True,
-        )
+        with _quiet_about_extras():
+            model, report = model_class.from_pretrained(
+                directory,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,  # else it needs accelerate, which the base install lacks
+                output_loading_info=True,
+            )
     except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
@@ -67,11 +60,21 @@ def load_autoencoder(directory: Path) -> Any:
     return model
 
 
+@contextmanager
+def _quiet_about_extras() -> Iterator[None]:
+    """AutoencoderTiny saves a setting that diffusers then finds superfluous, in several lines."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def downscale_factor(model: Any) -> int:
     """Returns f: how many pixels a side one latent cell stands for."""
-    config = model.config
-    widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
-    return 1 << (len(widths) - 1)
+    return architectures.downscale_factor(model.config)
 
 
 def encode_raw(model: Any, x: Tensor) -> Tensor:
@@ -94,7 +97,23 @@ def encode_raw(model: Any, x: Tensor) -> Tensor:
 
 def decode_raw(model: Any, raw_latents: Tensor) -> Tensor:
     """Decodes raw latents (N, C, h, w) to (N, 3, h * f, w * f), about [-1, 1], not clamped."""
+    if "num_vq_embeddings" in model.config:  # VQModel
+        return _decode_codes(model, raw_latents)
     sample: Tensor = model.decode(raw_latents).sample
+    return sample
+
+
+def _decode_codes(model: Any, raw_latents: Tensor) -> Tensor:
+    """VQModel's `decode`, which takes any latents to their nearest codes, but exact for codes.
+
+    Its own search goes by sums of squares, which take near codes for one another.
+    """
+    vectors = rearrange(raw_latents, "n c h w -> (n h w) c")
+    indices = find_nearest(vectors.float(), model.quantize.embedding.weight.float())
+    shape = rearrange(raw_latents, "n c h w -> n h w c").shape
+    quantised = model.quantize.get_codebook_entry(indices, shape)
+    spatial = quantised if model.config.norm_type == "spatial" else None
+    sample: Tensor = model.decoder(model.post_quant_conv(quantised), spatial)
     return sample
 
 
@@ -108,19 +127,58 @@ def encode_pixels(model: Any, pixels: images.Pixels) -> NDArray[np.float32]:
     Returns:
         Raw latents, float32 (C, H/f, W/f).
     """
+    latents = _encode_tiles(model, pixels, lambda x: encode_raw(model, x).float())
+    return latents[0].numpy()
+
+
+def _encode_tiles(model: Any, pixels: images.Pixels, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns on the CPU what `encode` makes of (1, 3, H, W), tile by tile."""
     factor, reference = downscale_factor(model), _reference(model)
     margin, tile = _tile(model, "encoder_margin", max(pixels.shape[:2]) // factor)
 
     def run(part: Tensor) -> Tensor:
         unit = images.to_unit(rearrange(part, "1 c h w -> h w c").numpy())
         x = torch.from_numpy(unit)[None].to(reference.device, reference.dtype)
-        return encode_raw(model, x.contiguous(memory_format=torch.channels_last)).float().cpu()
+        return encode(x.contiguous(memory_format=torch.channels_last)).cpu()
 
     # torch warns of arrays that it may not write to, although nothing here writes
     writable = np.require(pixels, requirements="W")
     whole = rearrange(torch.from_numpy(writable), "h w c -> 1 c h w")
-    latents = map_tiles(run, whole, in_scale=factor, out_scale=1, margin=margin, tile=tile)
-    return latents[0].numpy()
+    return map_tiles(run, whole, in_scale=factor, out_scale=1, margin=margin, tile=tile)
+
+
+def encode_indices(model: Any, codes: Codes, pixels: images.Pixels) -> Indices:
+    """Encodes one image of any size to the indices of codes, in bounded memory.
+
+    Args:
+        model: An autoencoder with codebooks.
+        codes: `codes_of` it.
+        pixels: uint8 (H, W, 3), sides multiples of f and the codes' coarsest stride.
+
+    Returns:
+        int32 indices of each codebook, coarse to fine.
+    """
+
+    def run(x: Tensor) -> Tensor:
+        output = model.encode(x)
+        if hasattr(output, "indices"):
+            found = output.indices
+        else:
+            found = codes.search(output.latents.float().cpu())
+        # Every codebook at the latents' own grid, as tiles want it: (1, codebooks, h, w).
+        return torch.stack(
+            [
+                grid.repeat_interleave(stride, 1).repeat_interleave(stride, 2)
+                for grid, stride in zip(found, codes.strides, strict=True)
+            ],
+            dim=1,
+        )
+
+    whole = _encode_tiles(model, pixels, run)[0].to(torch.int32).numpy()
+    return tuple(
+        np.ascontiguousarray(grid[::stride, ::stride])
+        for grid, stride in zip(whole, codes.strides, strict=True)
+    )
 
 
 def decode_pixels(model: Any, raw_latents: NDArray[np.float32]) -> images.Pixels:

@@ -1,8 +1,9 @@
 """Model directories: what codec.json says about the files beside it.
 
 A model directory holds `config.json` and `diffusion_pytorch_model.safetensors` (diffusers'
-save_pretrained), `entropy.safetensors`, `codec.json` and a card, `README.md`. No torch here, so
-that commands which only list models answer at once.
+save_pretrained), `entropy.safetensors`, `codec.json` and a card, `README.md`. A directory without
+the last three is taken too: its ids are computed, and its files bring their own tables. No torch
+here, so that commands which only list models answer at once.
 """
 
 import json
@@ -13,29 +14,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codec import identity
-from codec.identity import ModelError, read_json
+from codec.architectures import codebook_sizes, downscale_factor, latent_channels, read_config
+from codec.header import FILE_TABLES_ID
+from codec.identity import CONFIG_FILE, ModelError, read_json
 from codec.outputs import atomic_output
 
 CODEC_FILE = "codec.json"
+DEFAULT_QUALITY = 50
 EMBEDDED_FOLDER = Path(__file__).resolve().parent / "weights"
 FORMAT_VERSION = 1
+
+# Quality 50 of latents that have a step for each channel, in the channel's deviations: the same as
+# that of kl-f8d4, 0.66 for deviations of 2.72.
+RELATIVE_50_STEP = 0.243
 
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What codec.json says about a model that makes and reads files.
+    """What codec.json, or the stored weights alone, say about a model that makes and reads files.
 
     Attributes:
         directory: Where the model lies.
         name: Its name for people, which goes into files.
         latent_id: Encoder, bottleneck and architecture; see `codec.identity`.
-        coder_id: Entropy tables.
+        coder_id: Entropy tables; `FILE_TABLES_ID` for a model without any.
         decoder_id: Decoder and architecture.
         accepts: Latent ids that the decoder understands, its own among them.
-        default_quality: Quality, 1 to 100, when the user gives none.
-        quality_50_step: Quantiser step at quality 50, in units of raw latents.
+        default_quality: Quality, 1 to 100, when the user gives none; None for a model of codes,
+            which has no quality.
+        quality_50_step: Quantiser step at quality 50, in units of raw latents, or of the channels'
+            deviations where each channel has a step of its own; None for a model of codes.
         license_name: Licence of the weights.
         summary: One sentence for lists.
     """
@@ -46,8 +56,8 @@ class ModelInfo:
     coder_id: str
     decoder_id: str
     accepts: tuple[str, ...]
-    default_quality: int
-    quality_50_step: float
+    default_quality: int | None
+    quality_50_step: float | None
     license_name: str
     summary: str
 
@@ -63,7 +73,18 @@ class ModelInfo:
 
     def decodes(self, latent_id: str, coder_id: str) -> bool:
         """Whether this model may decode a file that carries these ids."""
-        return coder_id == self.coder_id and latent_id in self.accepts
+        if latent_id not in self.accepts:
+            return False
+        return coder_id in (self.coder_id, FILE_TABLES_ID, *self.earlier_coders)
+
+    @property
+    def earlier_coders(self) -> tuple[str, ...]:
+        """Ids of tables that the model had before and keeps for the files made with them."""
+        pattern = identity.earlier_coder(self.directory, "*").name
+        prefix, suffix = pattern.split("*")
+        names = (path.name for path in sorted(self.directory.glob(pattern)))
+        ids = (name.removeprefix(prefix).removesuffix(suffix) for name in names)
+        return tuple(one for one in ids if _ID.fullmatch(one))
 
     def verify(self) -> None:
         """Compares the ids with the stored weights and tables.
@@ -82,14 +103,20 @@ class ModelInfo:
                     f"found {kind} {stated} in {self.directory / CODEC_FILE}, but the files there "
                     f"have {found}; export the model again"
                 )
+        for coder_id in self.earlier_coders:
+            path = identity.earlier_coder(self.directory, coder_id)
+            if identity.tables_id(path) != coder_id:
+                raise ModelError(
+                    f"found other tables in {path} than its name says; fetch the model again"
+                )
 
 
 def finalize(
     directory: str | os.PathLike[str],
     *,
     name: str,
-    default_quality: int,
-    quality_50_step: float,
+    default_quality: int | None,
+    quality_50_step: float | None,
     license_name: str,
     summary: str,
     accepts: Iterable[str] = (),
@@ -99,8 +126,8 @@ def finalize(
     Args:
         directory: Holds config.json, the weights and entropy.safetensors, all final.
         name: Name for people, at most 64 bytes of UTF-8.
-        default_quality: 1 to 100.
-        quality_50_step: Quantiser step at quality 50, in units of raw latents.
+        default_quality: See `ModelInfo`.
+        quality_50_step: Likewise.
         license_name: Licence of the weights.
         summary: One sentence about the model.
         accepts: Latent ids of other models whose latents the decoder understands.
@@ -141,6 +168,38 @@ def read_info(directory: str | os.PathLike[str]) -> ModelInfo:
     return _parse(folder, read_json(folder / CODEC_FILE))
 
 
+def foreign_info(directory: str | os.PathLike[str]) -> ModelInfo:
+    """Describes an autoencoder that has no codec.json; hashes its weights, which takes a while.
+
+    Raises:
+        ModelError: A part is missing or damaged, or it is no autoencoder.
+    """
+    folder = Path(directory).resolve()
+    config = read_config(folder)
+    class_name = str(config["_class_name"])
+    try:
+        factor, channels = downscale_factor(config), latent_channels(config)
+        has_codes = bool(codebook_sizes(config))
+    except (KeyError, TypeError) as error:
+        raise ModelError(
+            f"found no usable {error} in {folder / CONFIG_FILE}, expected what save_pretrained "
+            "writes; save the model again"
+        ) from None
+    latent_id = identity.latent_id(folder)
+    return ModelInfo(
+        directory=folder,
+        name=class_name,
+        latent_id=latent_id,
+        coder_id=FILE_TABLES_ID,
+        decoder_id=identity.decoder_id(folder),
+        accepts=(latent_id,),
+        default_quality=None if has_codes else DEFAULT_QUALITY,
+        quality_50_step=None if has_codes else RELATIVE_50_STEP,
+        license_name="not stated",
+        summary=f"f{factor}, {channels} channels; files bring their own tables",
+    )
+
+
 def _parse(folder: Path, content: Mapping[str, object]) -> ModelInfo:
     version = content.get("format_version")
     if version != FORMAT_VERSION:
@@ -152,6 +211,10 @@ def _parse(folder: Path, content: Mapping[str, object]) -> ModelInfo:
         accepts = content["accepts"]
         if not isinstance(accepts, list):
             raise ValueError(f"accepts = {accepts!r}")
+        quality = _optional("default_quality", content, 1, 100)
+        step = _optional("quality_50_step", content, 2**-16, 2**15)
+        if (quality is None) != (step is None):
+            raise ValueError(f"default_quality = {quality!r} beside quality_50_step = {step!r}")
         info = ModelInfo(
             directory=folder,
             name=_text("name", content["name"]),
@@ -159,8 +222,8 @@ def _parse(folder: Path, content: Mapping[str, object]) -> ModelInfo:
             coder_id=_id("coder_id", content["coder_id"]),
             decoder_id=_id("decoder_id", content["decoder_id"]),
             accepts=tuple(_id("accepts", entry) for entry in accepts),
-            default_quality=round(_number("default_quality", content["default_quality"], 1, 100)),
-            quality_50_step=_number("quality_50_step", content["quality_50_step"], 2**-16, 2**15),
+            default_quality=None if quality is None else round(quality),
+            quality_50_step=step,
             license_name=_text("license", content["license"]),
             summary=_text("summary", content["summary"], max_bytes=1000),
         )
@@ -188,7 +251,13 @@ def _id(key: str, value: object) -> str:
     raise ValueError(f"{key} = {value!r}")
 
 
-def _number(key: str, value: object, lowest: float, highest: float) -> float:
+def _optional(
+    key: str, content: Mapping[str, object], lowest: float, highest: float
+) -> float | None:
+    """Returns a number, or None where null stands in its place."""
+    value = content[key]
+    if value is None:
+        return None
     if (
         isinstance(value, int | float)
         and not isinstance(value, bool)

@@ -39,6 +39,13 @@ class ImageFormat(StrEnum):
     PPM = "ppm"
 
 
+class Alpha(StrEnum):
+    """What becomes of transparency."""
+
+    COMPOSITE = "composite"
+    KEEP = "keep"
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         from codec import __version__
@@ -73,10 +80,27 @@ def encode(
     step: Annotated[
         float | None, typer.Option("--step", help="Quantiser step instead of a quality.")
     ] = None,
+    target_bpp: Annotated[
+        float | None,
+        typer.Option("--target-bpp", help="Best quality of at most so many bits per pixel."),
+    ] = None,
+    target_bytes: Annotated[
+        int | None, typer.Option("--target-bytes", help="Best quality of at most so many bytes.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
+    alpha: Annotated[
+        Alpha, typer.Option("--alpha", help="Put transparency over white, or keep it lossless.")
+    ] = Alpha.COMPOSITE,
+    keep_metadata: Annotated[
+        bool,
+        typer.Option(
+            "--keep-metadata",
+            help="Keep EXIF, text, and for information the colour profile: pixels become sRGB.",
+        ),
+    ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse alpha and animations instead of warning.")
+        bool, typer.Option("--strict", help="Refuse what cannot be kept instead of warning.")
     ] = False,
     force: Force = False,
     debug: Debug = False,
@@ -87,18 +111,31 @@ def encode(
     Example:
       latent-codec encode photo.jpg -o photo.lc
       latent-codec encode photos/ 'more/*.png' -o packed/ --quality 60
+      latent-codec encode photos/ -o packed/ --target-bpp 0.15
+      latent-codec encode logo.png -o logo.lc --alpha keep --keep-metadata
       cat photo.jpg | latent-codec encode - -o - > photo.lc
     """
-    if quality is not None and step is not None:
-        raise typer.BadParameter("give a quality or a step, not both", param_hint="'--step'")
     if step is not None and not 0 < step < 65536:
         raise typer.BadParameter(
             f"found {step}, expected a number above 0 and below 65536", param_hint="'--step'"
         )
+    from codec.rate_control import RateError, Wish
     from codec.transcoding import Settings, encode_files
 
+    try:
+        wish = Wish(quality, step, target_bytes, target_bpp)
+    except RateError as error:
+        raise typer.BadParameter(str(error)) from None
     settings = Settings(model, device, dtype, force, debug)
-    failures = encode_files(images, output, settings, quality=quality, step=step, strict=strict)
+    failures = encode_files(
+        images,
+        output,
+        settings,
+        wish=wish,
+        strict=strict,
+        alpha=alpha.value,
+        keep_metadata=keep_metadata,
+    )
     raise typer.Exit(1 if failures else 0)
 
 
@@ -118,7 +155,10 @@ def decode(
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    """Bring images back from .lc files.
+    """Bring images back from .lc files, with the alpha and metadata that they hold.
+
+    A format that cannot hold them gives a warning. The colours are sRGB, whatever profile the
+    original had; a file that kept one comes back with a profile of sRGB.
 
     \b
     Example:

@@ -131,7 +131,7 @@ class VectorQuantizer(nn.Module):
         """
         batch, _, height, width = latents.shape
         vectors = rearrange(latents.float(), "b d h w -> (b h w) d")
-        indices = _find(vectors, self.codes)
+        indices = find_nearest(vectors, self.codes)
         return rearrange(indices, "(b h w) -> b h w", b=batch, h=height, w=width)
 
     def take_pending(self) -> tuple[Tensor, Tensor] | None:
@@ -201,7 +201,7 @@ def _search(vectors: Tensor, codes: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _find(vectors: Tensor, codes: Tensor) -> Tensor:
+def find_nearest(vectors: Tensor, codes: Tensor) -> Tensor:
     """Index of the nearest code, int64 (N,), by differences: a code itself is at exactly 0."""
     mode = "donot_use_mm_for_euclid_dist"
     parts = torch.split(vectors, _rows(codes))

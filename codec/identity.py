@@ -23,15 +23,26 @@ _DECODER_TENSORS = ("decoder.", "post_quant_conv.")
 _STATISTICS = frozenset(
     {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"}
 )
-# Entries that config.json gained after version 1, as long as they say what was always the case: a
-# model that is saved anew keeps its ids.
+# Entries that config.json gained after version 1, or in later releases of diffusers, as long as
+# they say what was always the case: a model that is saved anew keeps its ids.
 _LATER_DEFAULTS: Mapping[str, object] = {
     "bottleneck": "gaussian",
     "codebook_size": 4096,
     "codebook_cosine": False,
     "fsq_levels": [8, 8, 8, 8],
     "num_classes": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+    "lookup_from_codebook": False,
+    "norm_type": "group",
+    "upsample_fn": "nearest",
+    "encoder_out_shortcut": True,
+    "decoder_in_shortcut": True,
+    "decoder_conv_act_fn": "relu",
 }
+# Classes whose copies differ in the size that they suggest to pipelines, with the same weights.
+_SIZED_ANYHOW = frozenset({"AutoencoderKL", "VQModel"})
 _ABSENT = object()
 _MAX_JSON_BYTES = 1 << 22
 _HEADER_LIMIT = 100_000_000  # safetensors' own bound
@@ -68,12 +79,24 @@ def decoder_id(directory: Path) -> str:
 
 def coder_id(directory: Path) -> str:
     """Returns the id of the entropy coder's tables."""
-    return _hash({}, _select([directory / ENTROPY_FILE], ("",)))
+    return tables_id(directory / ENTROPY_FILE)
+
+
+def tables_id(path: Path) -> str:
+    """Returns the id of the entropy coder in a file."""
+    return _hash({}, _select([path], ("",)))
+
+
+def earlier_coder(directory: Path, coder_id: str) -> Path:
+    """Returns where a model keeps tables that it had before, for the files made with them."""
+    return directory / f"{Path(ENTROPY_FILE).stem}-{coder_id}{Path(ENTROPY_FILE).suffix}"
 
 
 def architecture(directory: Path) -> dict[str, object]:
     """Returns the entries of config.json that shape the network."""
     config = read_json(directory / CONFIG_FILE)
+    if config.get("_class_name") in _SIZED_ANYHOW:
+        config.pop("sample_size", None)
     return {
         key: value
         for key, value in config.items()
@@ -83,20 +106,29 @@ def architecture(directory: Path) -> dict[str, object]:
     }
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether a directory has weights that `weight_files` finds."""
+    return bool(_weight_files(directory))
+
+
 def weight_files(directory: Path) -> list[Path]:
     """Returns the safetensors files that hold a model's weights, one or its shards.
 
     Raises:
         ModelError: There are none.
     """
-    whole = directory / f"{WEIGHTS_STEM}.safetensors"
-    files = [whole] if whole.is_file() else sorted(directory.glob(f"{WEIGHTS_STEM}-*.safetensors"))
+    files = _weight_files(directory)
     if not files:
         raise ModelError(
-            f"found no {whole.name} in {directory}, expected the weights there; only safetensors "
-            "are loaded, so save a pickled model with save_pretrained first"
+            f"found no {WEIGHTS_STEM}.safetensors in {directory}, expected the weights there; only "
+            "safetensors are loaded, so save a pickled model with save_pretrained first"
         )
     return files
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    whole = directory / f"{WEIGHTS_STEM}.safetensors"
+    return [whole] if whole.is_file() else sorted(directory.glob(f"{WEIGHTS_STEM}-*.safetensors"))
 
 
 def read_json(path: Path) -> dict[str, object]:

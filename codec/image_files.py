@@ -9,17 +9,20 @@ are changed under a lock, and only while a header is read.
 import contextlib
 import io
 import os
-import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
 import PIL.Image
 
+from codec.bitstream import Chunk
+from codec.image_metadata import DAMAGED_METADATA, picture_chunks
 from codec.image_modes import Converted, ImageError, convert_picture
+from codec.metadata import Metadata, read_metadata
 
 _MAX_SIDE = 2**20  # what an .lc header can hold
 
@@ -27,10 +30,9 @@ _MAX_SIDE = 2**20  # what an .lc header can hold
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "QOI")
 
 _EXIF_ORIENTATION = 0x0112
-_DAMAGED_METADATA = (SyntaxError, ValueError, TypeError, LookupError, struct.error)
 # What Pillow's readers raise on damaged data; DecompressionBombError is for nested sizes.
 _DAMAGE = (
-    *_DAMAGED_METADATA,
+    *DAMAGED_METADATA,
     OSError,
     EOFError,
     OverflowError,
@@ -75,19 +77,39 @@ def open_picture(
             yield picture
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """A decoded picture.
+
+    Attributes:
+        converted: its pixels.
+        metadata: what it says besides, where that was wanted.
+        notes: sentences about what could not be kept.
+    """
+
+    converted: Converted
+    metadata: Metadata | None = None
+    notes: tuple[str, ...] = ()
+
+
 def decode_picture(
-    picture: PIL.Image.Image, strict: bool, max_pixels: int, name: str
-) -> tuple[Converted, tuple[str, ...]]:
+    picture: PIL.Image.Image,
+    strict: bool,
+    max_pixels: int,
+    name: str,
+    *,
+    keep_alpha: bool = False,
+    keep_metadata: bool = False,
+) -> Decoded:
     """Check the size, decode, and convert to upright sRGB.
 
     Args:
         picture: a Pillow image, of which the current frame is taken.
-        strict: refuse further frames instead of noting them.
+        strict: refuse further frames, and metadata that cannot be kept, instead of noting them.
         max_pixels: refuse more before decoding.
         name: how an error calls the picture.
-
-    Returns:
-        The pixels, and sentences about what could not be kept.
+        keep_alpha: see `convert_picture`.
+        keep_metadata: collect EXIF, colour profile and text.
 
     Raises:
         ImageError: too large, truncated or damaged, of an unknown mode, or refused by `strict`.
@@ -108,7 +130,14 @@ def decode_picture(
         orientation = _orientation(picture, max_pixels)
         if orientation is None:
             notes.append(f"{name} has damaged EXIF data: it is taken as upright")
-        return convert_picture(picture, orientation or 1, name), tuple(notes)
+        converted = convert_picture(picture, orientation or 1, name, keep_alpha=keep_alpha)
+        metadata = None
+        if keep_metadata:
+            metadata, left_out = _metadata(picture, converted.icc_profile, max_pixels, name)
+            if strict and left_out:
+                raise ImageError(left_out[0])
+            notes += left_out
+        return Decoded(converted, metadata, tuple(notes))
     except ImageError:
         raise
     except _DAMAGE as error:
@@ -154,10 +183,17 @@ def _binary_stream(
 
 
 @contextlib.contextmanager
-def _own_bounds(max_pixels: int) -> Iterator[None]:
-    """Put our pixel bound in the place of Pillow's, and silence its warnings."""
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings, which are a setting of the whole process."""
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _own_bounds(max_pixels: int) -> Iterator[None]:
+    """Put our pixel bound in the place of Pillow's, and silence its warnings."""
+    with quiet_pillow():
         bound = PIL.Image.MAX_IMAGE_PIXELS
         PIL.Image.MAX_IMAGE_PIXELS = max_pixels
         try:
@@ -176,9 +212,23 @@ def _orientation(picture: PIL.Image.Image, max_pixels: int) -> int | None:
     try:
         with _own_bounds(max_pixels):
             orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
-    except _DAMAGED_METADATA:
+    except DAMAGED_METADATA:
         return None
     return orientation if isinstance(orientation, int) else None
+
+
+def _metadata(
+    picture: PIL.Image.Image, icc_profile: bytes | None, max_pixels: int, name: str
+) -> tuple[Metadata | None, tuple[str, ...]]:
+    chunks: list[Chunk] = []
+    notes: tuple[str, ...] = ()
+    try:
+        with _own_bounds(max_pixels):
+            chunks.extend(picture_chunks(picture, icc_profile))
+    except DAMAGED_METADATA:
+        notes = (f"{name} has metadata that cannot be read: they are left out",)
+    metadata, left_out = read_metadata(chunks, name)
+    return metadata, notes + left_out
 
 
 def _damaged(name: str, error: BaseException) -> ImageError:

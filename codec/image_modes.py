@@ -56,23 +56,41 @@ class Converted:
     Attributes:
         pixels: uint8 (H, W, 3), upright sRGB.
         is_gray: whether the picture had no colour by its mode.
-        is_transparent: whether any pixel was not opaque (then it was composited over white).
+        is_transparent: whether any pixel was not opaque (without `alpha`, it is composited over
+            white).
         has_broken_profile: whether an ICC profile was found that does not work or does not fit.
+        alpha: uint8 (H, W), where it was to be kept and the picture is transparent.
+        icc_profile: the profile that the picture was converted from, empty where that was sRGB
+            under any name; None where none was found, or a broken one.
     """
 
     pixels: Pixels
     is_gray: bool
     is_transparent: bool = False
     has_broken_profile: bool = False
+    alpha: Pixels | None = None
+    icc_profile: bytes | None = None
 
 
-def convert_picture(picture: PIL.Image.Image, orientation: int, name: str) -> Converted:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Profile:
+    """What an ICC profile asks for: a transform to sRGB, unless it is sRGB or broken."""
+
+    transform: ImageCms.ImageCmsTransform | None = None
+    is_broken: bool = False
+    kept: bytes | None = None
+
+
+def convert_picture(
+    picture: PIL.Image.Image, orientation: int, name: str, *, keep_alpha: bool = False
+) -> Converted:
     """Convert a decoded picture.
 
     Args:
         picture: a loaded Pillow image of any integer mode.
         orientation: EXIF orientation, 1..8; anything else counts as upright.
         name: how an error calls the picture.
+        keep_alpha: give colours and alpha apart, instead of compositing over white.
 
     Raises:
         ImageError: the mode is unknown or floating point, or integers lie outside 0..65535.
@@ -80,31 +98,44 @@ def convert_picture(picture: PIL.Image.Image, orientation: int, name: str) -> Co
     if picture.mode not in _GRAY_MODES + _COLOUR_MODES:
         raise ImageError(f"{name} has pixels of Pillow mode {picture.mode!r}: {_SCALE_HINT} first")
     is_gray = picture.mode in _GRAY_MODES
-    transform, has_broken_profile = _profile_transform(picture)
+    profile = _read_profile(picture)
     maximum = _sixteen_bit_maximum(picture)
     width, height = picture.size
-    is_turned = orientation in (5, 6, 7, 8)
-    pixels = np.empty((width, height, 3) if is_turned else (height, width, 3), dtype=np.uint8)
-    stored = _STORED_VIEWS.get(orientation, _STORED_VIEWS[1])(pixels)
+    turn = _STORED_VIEWS.get(orientation, _STORED_VIEWS[1])
+    upright = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    pixels = np.empty((*upright, 3), dtype=np.uint8)
+    plane: Pixels | None = None
     is_transparent = False
-    for rows in _strips(height, width):
+    for rows in strips(height, width):
         strip = picture.crop((0, rows.start, width, rows.stop))
         colour, alpha = _split_alpha(strip, maximum, name)
-        values = _to_srgb(colour, transform, is_gray)
+        values = _to_srgb(colour, profile.transform, is_gray)
         if alpha is not None:
             is_transparent |= bool(alpha.min() < 255)
-            values = _over_white(values, alpha)
-        stored[rows] = values
-    return Converted(pixels, is_gray, is_transparent, has_broken_profile)
+            if keep_alpha:
+                plane = np.empty(upright, dtype=np.uint8) if plane is None else plane
+                turn(plane)[rows] = alpha[..., 0]
+            else:
+                values = _over_white(values, alpha)
+        turn(pixels)[rows] = values
+    return Converted(
+        pixels,
+        is_gray,
+        is_transparent,
+        profile.is_broken,
+        plane if is_transparent else None,
+        profile.kept,
+    )
 
 
-def convert_array(array: npt.NDArray[Any], name: str) -> Converted:
+def convert_array(array: npt.NDArray[Any], name: str, *, keep_alpha: bool = False) -> Converted:
     """Convert an array of pixels that are sRGB already.
 
     Args:
         array: uint8 or uint16 (0..65535), (H, W) or (H, W, channels) with 1 channel (gray),
             2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha). C-contiguous uint8 RGB is not copied.
         name: how an error calls the array.
+        keep_alpha: give colours and alpha apart, instead of compositing over white.
 
     Raises:
         ImageError: another shape or dtype.
@@ -122,20 +153,32 @@ def convert_array(array: npt.NDArray[Any], name: str) -> Converted:
     if planes.dtype == np.uint8 and channels == 3:
         return Converted(np.ascontiguousarray(planes), is_gray)
     pixels = np.empty((height, width, 3), dtype=np.uint8)
+    plane = np.empty((height, width), dtype=np.uint8) if keep_alpha and channels in (2, 4) else None
     is_transparent = False
-    for rows in _strips(height, width):
+    for rows in strips(height, width):
         values = planes[rows]
         if values.dtype == np.uint16:
             values = _to_eight_bits(values)
         if channels in (2, 4):
             values, alpha = values[..., :-1], values[..., -1:]
             is_transparent |= bool(alpha.min() < 255)
-            values = _over_white(values, alpha)
+            if plane is None:
+                values = _over_white(values, alpha)
+            else:
+                plane[rows] = alpha[..., 0]
         pixels[rows] = values
-    return Converted(pixels, is_gray, is_transparent)
+    return Converted(pixels, is_gray, is_transparent, alpha=plane if is_transparent else None)
 
 
-def _strips(height: int, width: int) -> Iterator[slice]:
+def composite(pixels: Pixels, alpha: Pixels) -> Pixels:
+    """Composites (H, W, 3) with alpha (H, W) over white."""
+    flat = np.empty_like(pixels)
+    for rows in strips(*alpha.shape):
+        flat[rows] = _over_white(pixels[rows], alpha[rows][..., None])
+    return flat
+
+
+def strips(height: int, width: int) -> Iterator[slice]:
     """Row ranges of about a megapixel each."""
     step = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, step):
@@ -201,27 +244,26 @@ def _sixteen_bit_maximum(picture: PIL.Image.Image) -> int:
     return 4095 if bits == (12,) else 65535
 
 
-def _profile_transform(
-    picture: PIL.Image.Image,
-) -> tuple[ImageCms.ImageCmsTransform | None, bool]:
-    """The way from the embedded ICC profile to sRGB, if one is needed, and whether it is broken."""
-    if "icc_profile" not in picture.info or picture.mode == "LAB":  # L*a*b* needs no profile
-        return None, False
+def _read_profile(picture: PIL.Image.Image) -> _Profile:
+    """Reads the embedded ICC profile."""
+    embedded = picture.info.get("icc_profile")
+    if embedded is None or picture.mode == "LAB":  # L*a*b* needs no profile
+        return _Profile()
     fitting = {"CMYK"} if picture.mode == "CMYK" else {"RGB"}
     if picture.mode in _GRAY_MODES:
         fitting = {"L", "RGB"}  # gray JPEGs often carry the camera's RGB profile
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
         mode = _PROFILE_MODES.get(profile.profile.xcolor_space)
         if mode is None or mode not in fitting:
-            return None, True
+            return _Profile(is_broken=True)
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         transform = ImageCms.ImageCmsTransform(
             profile, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL
         )
     except (OSError, TypeError, ValueError, ImageCms.PyCMSError):
-        return None, True
-    return (None if _is_identity(transform) else transform), False
+        return _Profile(is_broken=True)
+    return _Profile(kept=b"") if _is_identity(transform) else _Profile(transform, kept=embedded)
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:

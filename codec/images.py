@@ -1,62 +1,52 @@
 """The only place where pixels are loaded, converted, padded and saved.
 
-Inside the project an image is uint8 (H, W, 3) RGB in sRGB, upright and opaque; networks see
-float32 (3, H, W) in [-1, 1]. `codec.image_files` opens files that nobody vouches for,
-`codec.image_modes` converts what was in them.
+Inside the project an image is uint8 (H, W, 3) RGB in sRGB, upright, and opaque unless its alpha
+is kept beside it; networks see float32 (3, H, W) in [-1, 1]. `codec.image_files` opens files that
+nobody vouches for, `codec.image_modes` converts what was in them, `codec.image_saving` writes.
 """
 
 import glob
-import io
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from codec.image_files import decode_picture, describe, open_picture
-from codec.image_modes import Converted, ImageError, Pixels, convert_array
-from codec.outputs import atomic_output
+from codec.image_files import Decoded, decode_picture, describe, open_picture
+from codec.image_metadata import exif_segment, srgb_profile
+from codec.image_modes import ImageError, Pixels, composite, convert_array
+from codec.image_saving import SAVE_FORMATS, save, to_pil
+from codec.metadata import Metadata
 
 __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
+    "AlphaMode",
     "Image",
     "ImageError",
     "Pixels",
     "Source",
     "find",
+    "flatten",
     "from_unit",
     "load",
     "pad",
     "save",
+    "to_picture",
     "to_pil",
     "to_unit",
 ]
 
+AlphaMode = Literal["composite", "keep"]
 Source = str | os.PathLike[str] | bytes | IO[bytes] | PIL.Image.Image | npt.NDArray[Any]
 
 MAX_PIXELS = 2**28  # room for the 200-megapixel photographs of telephones
 
-_SAVE_FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".avif": "AVIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-    ".jp2": "JPEG2000",
-}
-_LOSSY_FORMATS = ("JPEG", "WEBP", "AVIF")
-_LOSSY_QUALITY = 95
-SUFFIXES = frozenset(_SAVE_FORMATS) | {".gif", ".j2k", ".pbm", ".pnm", ".qoi"}
+SUFFIXES = frozenset(SAVE_FORMATS) | {".gif", ".j2k", ".pbm", ".pnm", ".qoi"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,11 +57,16 @@ class Image:
         pixels: uint8 (H, W, 3), RGB in sRGB, C-contiguous; gray has three equal channels.
         is_gray: whether the source had no colour by its mode, and should be saved as gray.
         warnings: sentences about what could not be kept (alpha, further frames, a broken profile).
+        alpha: uint8 (H, W), 0 transparent, 255 opaque, where alpha is kept and not all opaque; then
+            the pixels are straight colours, not composited.
+        metadata: EXIF, colour profile and text, where they are kept.
     """
 
     pixels: Pixels
     is_gray: bool = False
     warnings: tuple[str, ...] = ()
+    alpha: Pixels | None = None
+    metadata: Metadata | None = None
 
     @property
     def height(self) -> int:
@@ -82,7 +77,14 @@ class Image:
         return int(self.pixels.shape[1])
 
 
-def load(source: Source, *, strict: bool = False, max_pixels: int = MAX_PIXELS) -> Image:
+def load(
+    source: Source,
+    *,
+    strict: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    alpha: AlphaMode = "composite",
+    keep_metadata: bool = False,
+) -> Image:
     """Load an image as upright, opaque 8-bit sRGB.
 
     EXIF orientation is applied, an ICC profile converted to sRGB (perceptual intent), 16-bit gray
@@ -93,76 +95,68 @@ def load(source: Source, *, strict: bool = False, max_pixels: int = MAX_PIXELS) 
         source: a path, the bytes of a file, a binary file object (a seekable one is read from its
             start, a pipe to its end), a Pillow image (its current frame), or an array: uint8 or
             uint16, (H, W) or (H, W, 1 to 4). A contiguous uint8 (H, W, 3) array is not copied.
-        strict: refuse alpha that is not opaque, and animations, instead of warning.
+        strict: refuse what cannot be kept instead of warning: alpha that is not opaque (unless it
+            is kept), animations, and metadata that are malformed or too large (where wanted).
         max_pixels: refuse larger images before decoding them.
+        alpha: "keep" to leave colours as they are and give alpha (8 bits) beside them.
+        keep_metadata: give EXIF (with the orientation reset), colour profile and text too. Arrays
+            have none.
 
     Raises:
         ImageError: missing, empty, truncated, too large, not an image, or refused by `strict`.
     """
-    name = describe(source)
+    if alpha not in get_args(AlphaMode):
+        raise ImageError(f"found alpha={alpha!r}, expected 'composite' or 'keep'")
+    name, keep_alpha = describe(source), alpha == "keep"
+
+    def decode(picture: PIL.Image.Image) -> Decoded:
+        return decode_picture(
+            picture,
+            strict,
+            max_pixels,
+            name,
+            keep_alpha=keep_alpha,
+            keep_metadata=keep_metadata,
+        )
+
     if isinstance(source, np.ndarray):
-        return _finish(convert_array(source, name), (), strict, name)
-    if isinstance(source, PIL.Image.Image):
-        return _finish(*decode_picture(source, strict, max_pixels, name), strict, name)
-    with open_picture(source, max_pixels, name) as picture:
-        return _finish(*decode_picture(picture, strict, max_pixels, name), strict, name)
+        decoded = Decoded(convert_array(source, name, keep_alpha=keep_alpha))
+    elif isinstance(source, PIL.Image.Image):
+        decoded = decode(source)
+    else:
+        with open_picture(source, max_pixels, name) as picture:
+            decoded = decode(picture)
+    return _finish(decoded, strict, name)
 
 
-def save(
-    pixels: Pixels,
-    target: str | os.PathLike[str] | IO[bytes],
-    *,
-    is_gray: bool = False,
-    format: str | None = None,  # noqa: A002 - Pillow's own name for it
-    quality: int | None = None,
-) -> None:
-    """Save pixels to a file, which appears whole or not at all, or to a binary stream.
+def to_picture(image: Image) -> PIL.Image.Image:
+    """Turn an image into a Pillow image with its alpha, and its metadata in `info`.
 
-    Args:
-        pixels: uint8 (H, W, 3) RGB.
-        target: a path, or a binary file object (which need not be seekable).
-        is_gray: save one channel, the luma of the three.
-        format: PNG, JPEG, WEBP, AVIF, TIFF, BMP, PPM or JPEG2000; without it the path's suffix
-            decides, and a stream gets PNG.
-        quality: 1..100 for JPEG, WEBP and AVIF (95 by default); the other formats are lossless.
-
-    Raises:
-        ImageError: unknown format, quality that does not fit, or a file that cannot be written.
+    There `exif` and `icc_profile` (sRGB's, for the pixels are) have Pillow's meaning; `text` is a
+    tuple of keys and values.
     """
-    path = Path(target) if isinstance(target, (str, os.PathLike)) else None
-    format_name = _save_format(None if path is None else path.suffix, format)
-    is_lossy = format_name in _LOSSY_FORMATS
-    if quality is not None and not (is_lossy and 1 <= quality <= 100):
-        raise ImageError(
-            f"quality {quality} does not fit {format_name}: give 1 to 100, and only for"
-            f" {', '.join(_LOSSY_FORMATS)}"
-        )
-    options = {"quality": quality or _LOSSY_QUALITY} if is_lossy else {}
-    picture = to_pil(pixels, is_gray)
-    try:
-        if isinstance(target, (str, os.PathLike)):
-            with atomic_output(target) as stream:
-                picture.save(stream, format_name, **options)
-        else:
-            encoded = io.BytesIO()  # several of Pillow's writers seek, which a pipe cannot
-            picture.save(encoded, format_name, **options)
-            target.write(encoded.getbuffer())
-    except (OSError, ValueError) as error:
-        raise ImageError(
-            f"{describe(target)} cannot be written as {format_name} ({error}): check the folder,"
-            " the free space, and whether the format allows this size"
-        ) from error
+    picture = to_pil(image.pixels, image.is_gray, image.alpha)
+    if image.metadata is not None:
+        if image.metadata.exif is not None:
+            picture.info["exif"] = exif_segment(image.metadata.exif)
+        if image.metadata.icc_profile is not None and not image.is_gray:
+            picture.info["icc_profile"] = srgb_profile()
+        if image.metadata.text:
+            picture.info["text"] = image.metadata.text
+    return picture
 
 
-def to_pil(pixels: Pixels, is_gray: bool = False) -> PIL.Image.Image:
-    """Turn uint8 (H, W, 3) RGB into a Pillow image of mode RGB, or of mode L with its luma."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise ImageError(
-            f"the pixels have dtype {pixels.dtype} and shape {pixels.shape}: expected uint8"
-            " (height, width, 3) with at least one pixel"
-        )
-    picture = PIL.Image.fromarray(pixels)
-    return picture.convert("L") if is_gray else picture
+def flatten(image: Image) -> Image:
+    """Composite an image over white if it has alpha, and add a warning that says so."""
+    if image.alpha is None:
+        return image
+    note = "the image is partly transparent: it was composited over white"
+    return replace(
+        image,
+        pixels=composite(image.pixels, image.alpha),
+        alpha=None,
+        warnings=(*image.warnings, note),
+    )
 
 
 def pad(pixels: Pixels, multiple: int) -> Pixels:
@@ -241,28 +235,14 @@ def _search(folder: Path, suffixes: Collection[str]) -> list[Path]:
     )
 
 
-def _finish(converted: Converted, notes: tuple[str, ...], strict: bool, name: str) -> Image:
-    if converted.is_transparent and strict:
-        raise ImageError(f"{name} is partly transparent: expected an opaque image")
-    if converted.is_transparent:
+def _finish(decoded: Decoded, strict: bool, name: str) -> Image:
+    converted, notes = decoded.converted, decoded.notes
+    if converted.is_transparent and converted.alpha is None:
+        if strict:
+            raise ImageError(f"{name} is partly transparent: expected an opaque image")
         notes += (f"{name} is partly transparent: it was composited over white",)
     if converted.has_broken_profile:
         notes += (f"{name} has a colour profile that does not work: it is taken as sRGB",)
-    return Image(converted.pixels, converted.is_gray, notes)
-
-
-def _save_format(suffix: str | None, format_name: str | None) -> str:
-    """Pillow's name of the format to write."""
-    if format_name is None:
-        chosen = "PNG" if suffix is None else _SAVE_FORMATS.get(suffix.lower())
-    else:
-        upper = format_name.upper()
-        chosen = (
-            upper if upper in _SAVE_FORMATS.values() else _SAVE_FORMATS.get(f".{upper.lower()}")
-        )
-    if chosen is None:
-        raise ImageError(
-            f"cannot write an image as {format_name or suffix or 'a file without a suffix'!r}:"
-            f" expected {', '.join(_SAVE_FORMATS)}"
-        )
-    return chosen
+    return Image(
+        converted.pixels, converted.is_gray, notes, converted.alpha, metadata=decoded.metadata
+    )

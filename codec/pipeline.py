@@ -1,4 +1,4 @@
-"""Codec: images to latents to `.lc` bytes, and back.
+"""Codec: images to `.lc` bytes and back, and latents to bytes; see `LatentModel` for the rest.
 
 Legend: N images, C latent channels, h w cells of the latent grid, f downscale. *Raw* latents are
 what the network makes and what files hold; *scaled* ones, (raw - shift_factor) * scaling_factor,
@@ -7,43 +7,38 @@ are what a diffusion model wants and what this class takes and gives.
 
 import os
 import warnings
+from functools import partial
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from codec import backbone, catalog, quantizer
+from codec import backbone, catalog
+from codec.alpha import encode_alpha, fill_transparent, read_alpha
 from codec.bitstream import ColorMode, Header, LatentFile
 from codec.checkpoint import CODEC_FILE, ModelInfo, read_info
-from codec.device import choose_device, choose_dtype
-from codec.entropy import SymbolCoder
-from codec.errors import LatentCodecError
+from codec.codes import codes_of
+from codec.device import choose_device
 from codec.identity import ENTROPY_FILE
-from codec.images import Image, Source, load, pad, to_pil
-from codec.latents import LatentsError, Scaling, image_batch, latent_batch
-from codec.packing import FileSource, RawLatents, pack_raw, read_file, unpack_raw
+from codec.images import AlphaMode, Image, Source, flatten, pad, to_picture
+from codec.latent_model import ImageWarning, LatentModel, Several, load_source
+from codec.latents import LatentsError
+from codec.metadata import read_metadata
+from codec.packer import AnyCoder, MissingCoderError, Packer, load_any_coder
+from codec.packing import FileSource, read_file
+from codec.rate_control import Wish
 
-# Lists and tuples of sources; `Sequence` would not tell them apart from one path.
-Several = list[Any] | tuple[Any, ...]
-
-
-class ImageWarning(UserWarning):
-    """Something of an image could not be kept: its alpha, further frames, a broken profile."""
-
-
-class MissingCoderError(LatentCodecError):
-    """The model has no entropy tables, so it makes latents but no files."""
+__all__ = ["Codec", "ImageWarning", "MissingCoderError", "Several"]
 
 
-class Codec:
+class Codec(LatentModel):
     """An autoencoder and its entropy coder behind one small interface.
 
     Attributes:
         autoencoder: The diffusers model, in evaluation mode; any pipeline takes it as its `vae`.
-        info: What codec.json says, or None for a model without entropy tables.
         device: Where the model runs.
         dtype: What it computes in. Latents are float32 at the edges whatever it is.
         factor: f.
@@ -54,8 +49,9 @@ class Codec:
         self,
         autoencoder: Any,
         *,
-        coder: SymbolCoder | None = None,
+        coder: AnyCoder | None = None,
         info: ModelInfo | None = None,
+        directory: Path | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> None:
@@ -66,24 +62,25 @@ class Codec:
                 AutoencoderDC or VQModel. It is moved to the device and dtype.
             coder: Entropy tables; with `info`, or neither.
             info: Ids and default quality that go with them.
+            directory: Where a model without `info` lies; its files bring their own tables. Without
+                it the model makes no files.
             device: As for `from_pretrained`.
             dtype: As for `from_pretrained`.
         """
         assert (coder is None) == (info is None)
-        self.device = choose_device(device)
-        upcast = bool(autoencoder.config.get("force_upcast", False))
-        self.dtype = choose_dtype(self.device, dtype, force_upcast=upcast)
-        # Convolutions are faster with channels last, on CPUs and on tensor cores. diffusers' own
-        # `to` warns of every dtype (0.42), so torch's is called.
-        nn.Module.to(autoencoder, self.device, self.dtype)
-        nn.Module.to(autoencoder, memory_format=torch.channels_last)
-        self.autoencoder = autoencoder.eval().requires_grad_(False)
-        self.info = info
-        self.factor = backbone.downscale_factor(autoencoder)
-        self._multiple: int = getattr(autoencoder, "multiple", self.factor)  # of image sides
-        self.latent_channels: int = autoencoder.config["latent_channels"]
-        self._scaling = Scaling.of(autoencoder.config)
+        codes = codes_of(autoencoder)  # before they are cast
+        super().__init__(autoencoder, device=device, dtype=dtype)
         self._coder = coder
+        self._packer = Packer(
+            class_name=type(autoencoder).__name__,
+            stated=info,
+            directory=directory,
+            coder=coder,
+            codes=codes,
+            latent_channels=self.latent_channels,
+            factor=self.factor,
+            multiple=self.multiple,
+        )
         self._others: dict[tuple[str, str], Codec] = {}  # for files of other models, by ids
 
     @classmethod
@@ -114,9 +111,9 @@ class Codec:
         if (directory / CODEC_FILE).is_file():
             info = read_info(directory)
             info.verify()
-            coder = SymbolCoder.load(directory / ENTROPY_FILE)
+            coder = load_any_coder(directory / ENTROPY_FILE)
         model = backbone.load_autoencoder(directory)
-        return cls(model, coder=coder, info=info, device=device, dtype=dtype)
+        return cls(model, coder=coder, info=info, directory=directory, device=device, dtype=dtype)
 
     @classmethod
     def for_header(
@@ -138,61 +135,21 @@ class Codec:
     @property
     def name(self) -> str:
         """The model's name for people."""
-        return self.info.name if self.info else type(self.autoencoder).__name__
+        return self._packer.stated.name if self._packer.stated else self._packer.class_name
 
-    @overload
-    def encode(self, images: Tensor | Source) -> Tensor: ...
-    @overload
-    def encode(self, images: Several) -> Tensor | list[Tensor]: ...
-    @torch.no_grad()
-    def encode(self, images: Tensor | Source | Several) -> Tensor | list[Tensor]:
-        """Encodes images to scaled latents.
+    @property
+    def info(self) -> ModelInfo | None:
+        """Ids and default quality.
 
-        Args:
-            images: A float tensor (N, 3, H, W) or (3, H, W) in [-1, 1], or an image (see
-                `codec.images.load`: a path, a Pillow image, a uint8 array, ...), or a list of
-                images. Sides that are no multiples of f are padded by repeating the last pixels.
-
-        Returns:
-            float32 (N, C, ceil(H/f), ceil(W/f)) on the codec's device; for a list whose images
-            give latents of different sizes, a list of (1, C, h, w).
-
-        Raises:
-            LatentsError: The tensor has another shape or dtype.
-            ImageError: An image cannot be read.
+        They stand in codec.json, or are computed from the weights when they are first asked for;
+        None for a model that was handed over without a directory, which makes no files.
         """
-        if isinstance(images, Tensor):
-            return self._encode_tensor(images)
-        if not isinstance(images, list | tuple):
-            return self._encode_image(images)
-        if not images:
-            raise LatentsError("found an empty list, expected at least one image")
-        latents = [self._encode_image(image) for image in images]
-        same = all(part.shape == latents[0].shape for part in latents)
-        return torch.cat(latents) if same else latents
+        return self._packer.info
 
-    @overload
-    def decode(self, latents: Tensor) -> Tensor: ...
-    @overload
-    def decode(self, latents: Several) -> list[Tensor]: ...
-    @torch.no_grad()
-    def decode(self, latents: Tensor | Several) -> Tensor | list[Tensor]:
-        """Decodes scaled latents to images.
-
-        Args:
-            latents: (N, C, h, w) or (C, h, w), any float dtype, or a list of such.
-
-        Returns:
-            float32 (N, 3, h * f, w * f) in [-1, 1] on the codec's device; a list for a list.
-
-        Raises:
-            LatentsError: The latents have another shape or dtype than this model's.
-        """
-        if not isinstance(latents, Tensor):
-            return [self.decode(part) for part in latents]
-        raw_latents = self._raw(latents).to(self.dtype)
-        sample = backbone.decode_raw(self.autoencoder, _channels_last(raw_latents))
-        return sample.float().clamp(-1, 1)
+    @property
+    def coder(self) -> AnyCoder | None:
+        """The entropy coder; None for a model whose tables travel in the files."""
+        return self._packer.coder
 
     @overload
     def compress(
@@ -201,6 +158,11 @@ class Codec:
         quality: float | None = None,
         step: float | None = None,
         strict: bool = False,
+        *,
+        target_bytes: int | None = None,
+        target_bpp: float | None = None,
+        alpha: AlphaMode = "composite",
+        keep_metadata: bool = False,
     ) -> bytes: ...
     @overload
     def compress(
@@ -209,6 +171,11 @@ class Codec:
         quality: float | None = None,
         step: float | None = None,
         strict: bool = False,
+        *,
+        target_bytes: int | None = None,
+        target_bpp: float | None = None,
+        alpha: AlphaMode = "composite",
+        keep_metadata: bool = False,
     ) -> list[bytes]: ...
     @torch.no_grad()
     def compress(
@@ -217,6 +184,11 @@ class Codec:
         quality: float | None = None,
         step: float | None = None,
         strict: bool = False,
+        *,
+        target_bytes: int | None = None,
+        target_bpp: float | None = None,
+        alpha: AlphaMode = "composite",
+        keep_metadata: bool = False,
     ) -> bytes | list[bytes]:
         """Compresses an image of any size to the bytes of an `.lc` file.
 
@@ -225,29 +197,65 @@ class Codec:
 
         Args:
             image: See `codec.images.load`, or what that returned; or a list of such.
-            quality: 1 to 100; the model's default when None. Higher is larger and closer.
-            step: The quantiser step instead of a quality, in units of raw latents.
-            strict: Refuse what cannot be kept (alpha, animation) instead of warning.
+            quality: 1 to 100; the model's default when None. Higher is larger and closer. Models
+                of codes have none.
+            step: The quantiser step instead of a quality, in units of raw latents, or for an
+                autoencoder whose channels have steps of their own in units of their deviations.
+            target_bytes: Take the highest quality, to a tenth, whose whole file is no larger.
+            target_bpp: Likewise, in bits per pixel.
+            strict: Refuse what cannot be kept (alpha, animation, metadata) instead of warning.
+            alpha: "composite" over white, or "keep" 8 bits of it without loss.
+            keep_metadata: Keep EXIF (with the orientation reset), text, and the colour profile for
+                information: pixels are sRGB.
 
         Raises:
-            MissingCoderError: The model has no entropy tables.
-            QuantizerError: The quality or step is out of range.
+            MissingCoderError: The model was handed over without a directory.
+            QuantizerError: The quality or step is out of range, or the model has codes.
+            RateError: No file is as small as the target, or two wishes were given.
             ImageError: The image cannot be read.
         """
         if isinstance(image, list | tuple):
-            return [self.compress(one, quality, step, strict) for one in image]
-        units = self._step_units(quality, step)
-        loaded = image if isinstance(image, Image) else _load(image, strict)
-        raw_latents = backbone.encode_pixels(self.autoencoder, pad(loaded.pixels, self._multiple))
+            one = partial(
+                self.compress,
+                quality=quality,
+                step=step,
+                strict=strict,
+                target_bytes=target_bytes,
+                target_bpp=target_bpp,
+                alpha=alpha,
+                keep_metadata=keep_metadata,
+            )
+            return [one(part) for part in image]
+        packer, wish = self._packer, Wish(quality, step, target_bytes, target_bpp)
+        packer.check(wish)
+        loaded = (
+            image if isinstance(image, Image) else load_source(image, strict, alpha, keep_metadata)
+        )
+        if alpha == "composite" and loaded.alpha is not None:
+            loaded = flatten(loaded)
+            warnings.warn(loaded.warnings[-1], ImageWarning, stacklevel=3)
+        chunks = loaded.metadata.chunks() if keep_metadata and loaded.metadata else ()
+        pixels = loaded.pixels
+        if loaded.alpha is not None:
+            chunks += (encode_alpha(loaded.alpha),)
+            pixels = fill_transparent(pixels, loaded.alpha)
+        pixels, size = pad(pixels, self.multiple), (loaded.width, loaded.height)
         mode = ColorMode.GRAY if loaded.is_gray else ColorMode.RGB
-        return self._pack(raw_latents, units, (loaded.width, loaded.height), mode)
+        if packer.codes is not None:
+            indices = backbone.encode_indices(self.autoencoder, packer.codes, pixels)
+            return packer.pack_indices(indices, size, mode, chunks)
+        raw_latents = backbone.encode_pixels(self.autoencoder, pixels)
+        return packer.pack_wish(raw_latents, wish, size, mode, chunks)
 
     @overload
     def decompress(self, data: FileSource) -> PIL.Image.Image: ...
     @overload
     def decompress(self, data: Several) -> list[PIL.Image.Image]: ...
     def decompress(self, data: FileSource | Several) -> PIL.Image.Image | list[PIL.Image.Image]:
-        """Decompresses an `.lc` file to a Pillow image (mode L for gray ones) of the first size.
+        """Decompresses an `.lc` file to a Pillow image of the first size.
+
+        Its mode is RGB, or L for gray pictures, with alpha RGBA or LA. Metadata are in its `info`;
+        see `codec.images.to_picture`.
 
         Args:
             data: The file's bytes, its path or a binary file object; or a list of such.
@@ -261,11 +269,13 @@ class Codec:
         if isinstance(data, list | tuple):
             return [self.decompress(one) for one in data]
         image = self.reconstruct(data)
-        return to_pil(image.pixels, image.is_gray)
+        for sentence in image.warnings:
+            warnings.warn(sentence, ImageWarning, stacklevel=2)
+        return to_picture(image)
 
     @torch.no_grad()
     def reconstruct(self, data: FileSource | LatentFile) -> Image:
-        """Decompresses to pixels, uint8 (H, W, 3); `decompress` shows the same ones.
+        """Decompresses to pixels, uint8 (H, W, 3), alpha and metadata, as `decompress` shows them.
 
         Args:
             data: As for `decompress`, or what `codec.packing.read_file` made of it.
@@ -276,13 +286,21 @@ class Codec:
         file = data if isinstance(data, LatentFile) else read_file(data)
         header = file.header
         codec = self._codec_for(header)
-        raw_latents = codec._unpack(file)
+        raw_latents = codec._packer.unpack(file)
+        alpha = read_alpha(file.chunks, header.width, header.height)
+        metadata, notes = read_metadata(file.chunks, "the file")
         pixels = backbone.decode_pixels(codec.autoencoder, raw_latents)
         cropped = np.ascontiguousarray(pixels[: header.height, : header.width])
-        return Image(cropped, header.color_mode is ColorMode.GRAY)
+        return Image(cropped, header.color_mode is ColorMode.GRAY, notes, alpha, metadata)
 
     def pack(
-        self, latents: Tensor, quality: float | None = None, step: float | None = None
+        self,
+        latents: Tensor,
+        quality: float | None = None,
+        step: float | None = None,
+        *,
+        target_bytes: int | None = None,
+        target_bpp: float | None = None,
     ) -> bytes:
         """Packs scaled latents into the bytes of an `.lc` file, without pixels.
 
@@ -290,6 +308,8 @@ class Codec:
             latents: (C, h, w) or (1, C, h, w), any float dtype.
             quality: As for `compress`.
             step: As for `compress`.
+            target_bytes: As for `compress`.
+            target_bpp: As for `compress`.
 
         Returns:
             A file of an image of w * f by h * f pixels.
@@ -298,7 +318,8 @@ class Codec:
             LatentsError: The latents have another shape or dtype than this model's.
             LatentCodecError: As for `compress`.
         """
-        units = self._step_units(quality, step)
+        wish = Wish(quality, step, target_bytes, target_bpp)
+        self._packer.check(wish)
         raw_latents = self._raw(latents)
         if len(raw_latents) != 1:
             raise LatentsError(
@@ -307,7 +328,7 @@ class Codec:
             )
         rows, columns = raw_latents.shape[-2:]
         size = (columns * self.factor, rows * self.factor)
-        return self._pack(raw_latents[0].cpu().numpy(), units, size, ColorMode.RGB)
+        return self._packer.pack_wish(raw_latents[0].cpu().numpy(), wish, size)
 
     def unpack(self, data: FileSource) -> Tensor:
         """Unpacks an `.lc` file to scaled latents, float32 (1, C, h, w) on the codec's device.
@@ -319,69 +340,16 @@ class Codec:
         """
         file = read_file(data)
         codec = self._codec_for(file.header)
-        return codec._scaling.scale(torch.from_numpy(codec._unpack(file))[None].to(self.device))
-
-    def _raw(self, latents: Tensor) -> Tensor:
-        """Returns scaled latents as raw ones, float32 (N, C, h, w) on the codec's device."""
-        batch = latent_batch(latents, self.latent_channels)
-        return self._scaling.unscale(batch.to(self.device, torch.float32))
-
-    def _encode_tensor(self, images: Tensor) -> Tensor:
-        x = image_batch(images)
-        bottom, right = -x.shape[-2] % self._multiple, -x.shape[-1] % self._multiple
-        x = functional.pad(x.to(self.device, self.dtype), (0, right, 0, bottom), mode="replicate")
-        return self._scaling.scale(backbone.encode_raw(self.autoencoder, _channels_last(x)).float())
-
-    def _encode_image(self, source: Source) -> Tensor:
-        pixels = pad(_load(source, strict=False).pixels, self._multiple)
-        raw_latents = backbone.encode_pixels(self.autoencoder, pixels)
-        return self._scaling.scale(torch.from_numpy(raw_latents)[None].to(self.device))
-
-    def _step_units(self, quality: float | None, step: float | None) -> int:
-        if self.info is None:
-            raise MissingCoderError(
-                f"found a model without {ENTROPY_FILE} and {CODEC_FILE} ({self.name}), so it makes "
-                "latents but no files; expected a codec's model directory, as "
-                "'latent-codec-train export' writes it"
-            )
-        if step is None:
-            chosen = self.info.default_quality if quality is None else quality
-            return quantizer.step_from_quality(chosen, self.info.quality_50_step)
-        if quality is not None:
-            raise quantizer.QuantizerError("found both a quality and a step, expected one of them")
-        return quantizer.step_from_size(step)
-
-    def _pack(
-        self, raw_latents: RawLatents, step: int, size: tuple[int, int], mode: ColorMode
-    ) -> bytes:
-        assert self.info is not None
-        assert self._coder is not None
-        return pack_raw(
-            raw_latents, info=self.info, coder=self._coder, step=step, size=size, color_mode=mode
-        )
-
-    def _unpack(self, file: LatentFile) -> RawLatents:
-        assert self._coder is not None
-        return unpack_raw(
-            file, coder=self._coder, latent_channels=self.latent_channels, factor=self.factor
-        )
+        raw_latents = torch.from_numpy(codec._packer.unpack(file))[None]
+        return codec._scaling.scale(raw_latents.to(self.device))
 
     def _codec_for(self, header: Header) -> "Codec":
         """Returns the codec that may decode the file: this one, or one that is at hand."""
-        if self.info is not None and self.info.decodes(header.latent_id, header.coder_id):
+        if self._packer.decodes(header):
             return self
         ids = (header.latent_id, header.coder_id)
         if ids not in self._others:
-            self._others[ids] = Codec.for_header(header, device=self.device, dtype=self.dtype)
+            directory = catalog.find_model(*ids, given=self.info).directory
+            other = Codec.from_pretrained(directory, device=self.device, dtype=self.dtype)
+            self._others[ids] = other
         return self._others[ids]
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def _load(source: Source, strict: bool) -> Image:
-    image = load(source, strict=strict)
-    for sentence in image.warnings:
-        warnings.warn(sentence, ImageWarning, stacklevel=4)
-    return image

@@ -6,9 +6,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from codec import bitstream, catalog
-from codec.bitstream import LatentFile
+from codec.bitstream import ChannelSteps, CodeIndices, Header, LatentFile
 from codec.catalog import UnknownModelError
 from codec.checkpoint import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReport:
+    """An optional chunk.
+
+    Attributes:
+        kind: Its four letters.
+        size_bytes: Its body.
+    """
+
+    kind: str
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.size_bytes:,} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +44,14 @@ class FileReport:
         latent_id: See `codec.identity`.
         coder_id: See `codec.identity`.
         decoder_id: See `codec.identity`.
-        latent_shape: (C, h, w).
-        step: Quantiser step in units of raw latents.
+        latent_shape: (C, h, w); None where the file holds indices of codes.
+        step: Quantiser step of all channels in units of raw latents; None where there is no such.
+        channel_steps: That of each channel, where each has its own.
+        code_grids: Number of codes, rows and columns of indices, coarse to fine, where it holds
+            such.
         payload_bytes: The coded symbols.
-        chunks: Kinds of optional chunks, in order.
+        tables_bytes: The tables that travel in the file; None where it has none.
+        chunks: Optional chunks, in order.
     """
 
     file: str
@@ -46,14 +66,17 @@ class FileReport:
     latent_id: str
     coder_id: str
     decoder_id: str
-    latent_shape: tuple[int, int, int]
-    step: float
+    latent_shape: tuple[int, int, int] | None
+    step: float | None
+    channel_steps: tuple[float, ...]
+    code_grids: tuple[tuple[int, int, int], ...]
     payload_bytes: int
-    chunks: tuple[str, ...]
+    tables_bytes: int | None
+    chunks: tuple[ChunkReport, ...]
 
     def lines(self) -> list[str]:
         """Returns the report for people."""
-        channels, rows, columns = self.latent_shape
+        tables = "" if self.tables_bytes is None else f", tables {self.tables_bytes:,} bytes"
         known = self.model_directory or (
             f"not at hand; give --model DIR or set {catalog.MODELS_VARIABLE}"
         )
@@ -62,11 +85,23 @@ class FileReport:
             f"size      {self.size_bytes:,} bytes, {self.rate_bpp:.3f} bpp",
             f"image     {self.width}x{self.height} {self.color_mode}",
             f"model     {self.model or 'unnamed'} ({known})",
-            f"latents   {channels} channels of {columns}x{rows}, step {self.step:g}",
+            f"latents   {self._latents()}",
             f"ids       latent {self.latent_id}, coder {self.coder_id}, decoder {self.decoder_id}",
-            f"payload   {self.payload_bytes:,} bytes",
-            f"chunks    {', '.join(self.chunks) or 'none besides'}",
+            f"payload   {self.payload_bytes:,} bytes{tables}",
+            f"chunks    {', '.join(map(str, self.chunks)) or 'none besides'}",
         ]
+
+    def _latents(self) -> str:
+        if self.latent_shape is None:
+            return " and ".join(
+                f"{columns}x{rows} indices of {num_codes:,} codes"
+                for num_codes, rows, columns in self.code_grids
+            )
+        channels, rows, columns = self.latent_shape
+        size = f"{channels} channels of {columns}x{rows}"
+        if self.step is not None:
+            return f"{size}, step {self.step:g}"
+        return f"{size}, steps {min(self.channel_steps):g} to {max(self.channel_steps):g}"
 
 
 def read_report(name: str) -> FileReport:
@@ -101,9 +136,24 @@ def read_report(name: str) -> FileReport:
         decoder_id=header.decoder_id,
         latent_shape=header.latent_shape,
         step=header.step_size,
+        channel_steps=_channel_steps(header),
+        code_grids=_code_grids(header),
         payload_bytes=len(file.payload),
-        chunks=tuple(chunk.kind for chunk in file.chunks),
+        tables_bytes=None if file.tables is None else len(file.tables),
+        chunks=tuple(ChunkReport(chunk.kind, len(chunk.body)) for chunk in file.chunks),
     )
+
+
+def _channel_steps(header: Header) -> tuple[float, ...]:
+    if not isinstance(header.quantizer, ChannelSteps):
+        return ()
+    return tuple(step / bitstream.STEPS_PER_UNIT for step in header.quantizer.steps)
+
+
+def _code_grids(header: Header) -> tuple[tuple[int, int, int], ...]:
+    if not isinstance(header.quantizer, CodeIndices):
+        return ()
+    return tuple((grid.num_codes, grid.rows, grid.columns) for grid in header.quantizer.grids)
 
 
 def _find_directory(file: LatentFile) -> str | None:
@@ -130,10 +180,13 @@ def model_lines(models: Iterable[ModelInfo]) -> list[str]:
     for info in models:
         is_default = info.is_embedded and info.name == catalog.DEFAULT_MODEL
         place = "embedded" if info.is_embedded else str(info.directory)
+        quality = "codes, no quality"
+        if info.default_quality is not None:
+            quality = f"quality {info.default_quality} by default"
         lines += [
             f"{info.name}{' (default)' if is_default else ''}: {info.summary}",
-            f"    {place}, {info.size_bytes / 2**20:.1f} MiB, quality {info.default_quality} by "
-            f"default, licence {info.license_name}",
+            f"    {place}, {info.size_bytes / 2**20:.1f} MiB, {quality}, licence "
+            f"{info.license_name}",
             f"    latent {info.latent_id}, coder {info.coder_id}, decoder {info.decoder_id}",
         ]
     return lines

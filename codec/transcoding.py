@@ -2,14 +2,15 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from codec import images, packing
+from codec import images, packing, quantizer
+from codec.bitstream import OneStep
 from codec.console import print_warning, process_each
 from codec.jobs import STREAM, Job, plan_jobs
 from codec.outputs import atomic_output
+from codec.rate_control import Wish
 
 if TYPE_CHECKING:
     from codec.pipeline import Codec
@@ -56,9 +57,10 @@ def encode_files(
     output: str,
     settings: Settings,
     *,
-    quality: int | None = None,
-    step: float | None = None,
+    wish: Wish,
     strict: bool = False,
+    alpha: images.AlphaMode = "composite",
+    keep_metadata: bool = False,
 ) -> int:
     """Compresses image files and prints a line for each.
 
@@ -66,9 +68,10 @@ def encode_files(
         inputs: Files, folders, patterns, or "-" for stdin.
         output: A file, a folder, or "-" for stdout.
         settings: Model, device and so on.
-        quality: See `Codec.compress`.
-        step: See `Codec.compress`.
+        wish: How large the files shall be.
         strict: See `Codec.compress`.
+        alpha: See `Codec.compress`.
+        keep_metadata: See `Codec.compress`.
 
     Returns:
         How many files failed; each has its line on stderr.
@@ -82,10 +85,10 @@ def encode_files(
     totals = _Totals()
 
     def work(job: Job) -> str | None:
-        image = images.load(_source(job), strict=strict)
+        image = images.load(_source(job), strict=strict, alpha=alpha, keep_metadata=keep_metadata)
         for sentence in image.warnings:
             print_warning(sentence)
-        data = codec.compress(image, quality, step)
+        data = codec.compress(image, **asdict(wish), alpha=alpha, keep_metadata=keep_metadata)
         if job.target == STREAM:
             _write_stdout(data)
             return None
@@ -94,8 +97,7 @@ def encode_files(
         totals.num_files += 1
         totals.num_pixels += image.width * image.height
         totals.size_bytes += len(data)
-        rate_bpp = 8 * len(data) / (image.width * image.height)
-        return f"{job.target}  {len(data):,} bytes  {rate_bpp:.3f} bpp"
+        return f"{job.target}  {_size(data, image)}{_quality(data, codec)}"
 
     failures = process_each(plan.jobs, work, title="Encoding", debug=settings.debug)
     if totals.num_files > 1:
@@ -130,15 +132,33 @@ def decode_files(
 
             codec = Codec.for_header(file.header, device=settings.device, dtype=settings.dtype)
         image = codec.reconstruct(file)
-        if job.target == STREAM:
-            images.save(image.pixels, sys.stdout.buffer, is_gray=image.is_gray, format=image_format)
-            return None
-        Path(job.target).parent.mkdir(parents=True, exist_ok=True)
-        images.save(image.pixels, job.target, is_gray=image.is_gray, format=image_format)
-        return f"{job.target}  {image.width}x{image.height}"
+        left_out = images.save(
+            image.pixels,
+            sys.stdout.buffer if job.target == STREAM else job.target,
+            is_gray=image.is_gray,
+            format=image_format,
+            alpha=image.alpha,
+            metadata=image.metadata,
+        )
+        for sentence in (*image.warnings, *left_out):
+            print_warning(f"{job}: {sentence}")
+        return None if job.target == STREAM else f"{job.target}  {image.width}x{image.height}"
 
     failures = process_each(plan.jobs, work, title="Decoding", debug=settings.debug)
     return plan.num_refused + failures
+
+
+def _size(data: bytes, image: images.Image) -> str:
+    rate_bpp = 8 * len(data) / (image.width * image.height)
+    return f"{len(data):,} bytes  {rate_bpp:.3f} bpp"
+
+
+def _quality(data: bytes, codec: "Codec") -> str:
+    """Returns the quality that a file has, where its model has such a scale."""
+    header, info = packing.read_file(data).header, codec.info
+    if info is None or info.quality_50_step is None or not isinstance(header.quantizer, OneStep):
+        return ""
+    return f"  quality {quantizer.quality_of_step(header.quantizer.step, info.quality_50_step):.4g}"
 
 
 def _source(job: Job) -> str | BinaryIO:

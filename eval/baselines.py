@@ -1,9 +1,9 @@
 """Other people's codecs, to stand beside ours at the same size."""
 
-import io
 from dataclasses import dataclass
 
 from codec import images
+from eval.file_codecs import JPEG
 
 MAX_JPEG_QUALITY = 95
 
@@ -38,7 +38,4 @@ def jpeg_at_size(image: images.Image, size_bytes: int) -> JpegFile:
 
 
 def _jpeg(image: images.Image, quality: int) -> JpegFile:
-    stream = io.BytesIO()
-    picture = images.to_pil(image.pixels, image.is_gray)
-    picture.save(stream, "JPEG", quality=quality, optimize=True, progressive=True)
-    return JpegFile(stream.getvalue(), quality)
+    return JpegFile(JPEG.encode(image, quality), quality)

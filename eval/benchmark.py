@@ -173,7 +173,7 @@ def run_benchmark(
             f"found size {size}, batch {batch}, {runs} runs and {threads} threads, expected "
             "positive numbers and a size that is a multiple of 8"
         )
-    with _num_threads(threads), torch.inference_mode():
+    with num_threads(threads), torch.inference_mode():
         runners = [_prepare(c, size, batch, torch.device(device), report) for c in contestants]
         rounds = []
         for index in range(runs + 1):
@@ -261,14 +261,14 @@ def _round_trip(runner: _Runner) -> tuple[float, float]:
 
 
 def _seconds(work: Callable[[], Tensor], device: torch.device) -> float:
-    _finish(device)
+    finish(device)
     start = time.perf_counter()
     work()
-    _finish(device)
+    finish(device)
     return time.perf_counter() - start
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
     """Wait for an accelerator, which runs behind the Python code."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
@@ -285,7 +285,7 @@ def _timing(runner: _Runner, times: Sequence[tuple[float, float]]) -> Timing:
 
 
 @contextmanager
-def _num_threads(threads: int | None) -> Iterator[None]:
+def num_threads(threads: int | None) -> Iterator[None]:
     """Use so many threads, and put the number back: it belongs to the whole process."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)

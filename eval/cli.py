@@ -3,23 +3,29 @@
 Heavy imports wait inside the commands, so that help and wrong use are answered at once.
 """
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from codec import console
 from codec.console import Debug, Device, Dtype, Json, Model
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from eval.lpips import PerceptualDistance
+from eval.curve_commands import coder, rd
+from eval.terminal import (
+    EXTRA_MODULES,
+    Limit,
+    LpipsBackbone,
+    LpipsNet,
+    LpipsNetwork,
+    NoLpips,
+    check_lpips_options,
+    chosen_lpips,
+    is_quiet,
+    print_problems,
+    print_table,
+    status,
+    terminal,
+)
 
 app = console.new_app(
     "Measure a codec: the quality of its files, its speed, and a page to look at."
@@ -30,17 +36,6 @@ Quality = Annotated[
     typer.Option("--quality", "-q", min=1, max=100, help="Higher is larger and closer."),
 ]
 
-# What the `eval` extra installs, by the names that are imported.
-_EXTRA_MODULES = frozenset({"jinja2", "lpips", "skimage", "torchvision"})
-
-
-class LpipsNet(StrEnum):
-    """Backbones of LPIPS; values of different ones never belong into one table."""
-
-    SQUEEZE = "squeeze"
-    ALEX = "alex"
-    VGG = "vgg"
-
 
 @app.callback()
 def _options() -> None:
@@ -50,6 +45,7 @@ def _options() -> None:
     Example:
       latent-codec-eval demo
       latent-codec-eval images photos/ -o results/
+      latent-codec-eval rd photos/ -o results/
       latent-codec-eval bench
     """
 
@@ -67,17 +63,10 @@ def images(
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
-    lpips_backbone: Annotated[
-        Path | None,
-        typer.Option("--lpips-backbone", metavar="FILE", help="ImageNet weights of LPIPS."),
-    ] = None,
-    lpips_net: Annotated[
-        LpipsNet, typer.Option("--lpips-net", help="Network of LPIPS.")
-    ] = LpipsNet.SQUEEZE,
-    no_lpips: Annotated[bool, typer.Option("--no-lpips", help="Leave LPIPS out.")] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first so many images.")
-    ] = None,
+    lpips_backbone: LpipsBackbone = None,
+    lpips_net: LpipsNetwork = LpipsNet.SQUEEZE,
+    no_lpips: NoLpips = False,
+    limit: Limit = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -89,11 +78,8 @@ def images(
     """
     if quality is not None and step is not None:
         raise typer.BadParameter("give a quality or a step, not both", param_hint="'--step'")
-    if no_lpips and lpips_backbone is not None:
-        raise typer.BadParameter(
-            "found --no-lpips too, expected one of them", param_hint="'--lpips-backbone'"
-        )
-    with console.needs_extra("eval", _EXTRA_MODULES):
+    check_lpips_options(lpips_backbone, no_lpips)
+    with console.needs_extra("eval", EXTRA_MODULES):
         from rich.progress import track
 
         from codec.images import find
@@ -104,28 +90,23 @@ def images(
     paths = find([folder])[:limit]
     output.mkdir(parents=True, exist_ok=True)  # a wrong place must show before the work
     codec = Codec.from_pretrained(model, device=device, dtype=dtype)
-    distance, note = None, "no LPIPS: left out on request"
-    if not no_lpips:
-        distance, note = _lpips(lpips_net, lpips_backbone)
+    distance, notes = chosen_lpips(lpips_net, lpips_backbone, no_lpips)
     evaluation = evaluate_images(
         codec,
-        track(paths, "Evaluating", console=_terminal(), transient=True, disable=_is_quiet()),
+        track(paths, "Evaluating", console=terminal(), transient=True, disable=is_quiet()),
         folder=Path(folder),
         quality=quality,
         step=step,
         distance=distance.to(codec.device) if distance is not None else None,
-        notes=[note] if note else [],
+        notes=notes,
     )
     written = evaluation.write(output)
     if as_json:
         print(evaluation.to_json(), end="")
     else:
-        _print_table(evaluation_table(evaluation))
+        print_table(evaluation_table(evaluation))
         print(f"{evaluation.model}: figures in {written}")
-    for remark in evaluation.notes:
-        console.print_warning(remark)
-    for failure in evaluation.errors:
-        console.print_error(_named(failure.name, failure.error))
+    print_problems(evaluation.notes, evaluation.errors)
     raise typer.Exit(1 if evaluation.errors else 0)
 
 
@@ -156,7 +137,7 @@ def bench(
 
     codec = Codec.from_pretrained(model, device=device)
     ours = Contestant(codec.name, lambda: codec.autoencoder)
-    with _progress() as report:
+    with status() as report:
         benchmark = run_benchmark(
             [ours, *rivals()],
             size=size,
@@ -169,7 +150,7 @@ def bench(
     if as_json:
         print(benchmark.to_json(), end="")
         return
-    _print_table(benchmark_table(benchmark))
+    print_table(benchmark_table(benchmark))
     for ratio in benchmark.ratios():
         print(
             f"{ours.name} against {ratio.rival}: {ratio.encode:.1f} times faster to encode, "
@@ -199,65 +180,25 @@ def demo(
       latent-codec-eval demo -o demo/
       latent-codec-eval demo -o demo/ holiday/*.jpg
     """
-    with console.needs_extra("eval", _EXTRA_MODULES):
+    with console.needs_extra("eval", EXTRA_MODULES):
         from codec.images import find
         from codec.pipeline import Codec
         from eval.demo import chosen_samples, demo_table, packaged_samples, run_demo
 
     samples = chosen_samples(find(images)) if images else packaged_samples()
     codec = Codec.from_pretrained(model, device=device, dtype=dtype)
-    with _progress() as report:
+    with status() as report:
         shown = run_demo(codec, samples, output, quality=quality, report=report)
-    _print_table(demo_table(shown))
+    print_table(demo_table(shown))
     print(f"page: {shown.page.resolve()}")
-    for failure in shown.errors:
-        console.print_error(_named(failure.name, failure.error))
+    print_problems((), shown.errors)
     raise typer.Exit(1 if shown.errors else 0)
+
+
+app.command()(rd)
+app.command()(coder)
 
 
 def main() -> None:
     """Run the `latent-codec-eval` command."""
     console.run(app)
-
-
-def _lpips(net: LpipsNet, backbone: Path | None) -> "tuple[PerceptualDistance | None, str]":
-    """Return LPIPS, or None and a note that says how to provide it."""
-    from eval.lpips import BackboneMissingError, load_lpips
-
-    try:
-        return load_lpips(net.value, backbone), ""
-    except BackboneMissingError as error:
-        return None, f"no LPIPS: {error}"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows what is going on, on a terminal only."""
-    if _is_quiet():
-        yield lambda message: None
-        return
-    terminal = _terminal()
-    with terminal.status("starting") as status:
-        yield status.update
-
-
-def _terminal() -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, markup=False)
-
-
-def _is_quiet() -> bool:
-    return not sys.stderr.isatty()
-
-
-def _print_table(table: "Table") -> None:
-    from rich.console import Console
-
-    # A file or a pipe has no width of its own; wide enough that names are not broken.
-    width = None if sys.stdout.isatty() else 120
-    Console(highlight=False, markup=False, width=width).print(table)
-
-
-def _named(name: str, sentence: str) -> str:
-    return sentence if name in sentence else f"{name}: {sentence}"

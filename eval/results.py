@@ -82,8 +82,9 @@ class Settings:
     """How the files were made.
 
     Attributes:
-        quality: 1 to 100, or None when a step was given.
-        step: quantiser step in units of raw latents.
+        quality: 1 to 100; None when a step was given, and for models of codes.
+        step: quantiser step in units of raw latents; None where channels have steps of their own,
+            and for models of codes.
         device: where the network ran.
         dtype: in which precision.
         threads: processor threads of torch.
@@ -91,7 +92,7 @@ class Settings:
     """
 
     quality: float | None
-    step: float
+    step: float | None
     device: str
     dtype: str
     threads: int

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 
 from codec.images import Pixels
 
@@ -19,3 +20,12 @@ def encoded(picture: PIL.Image.Image, format_name: str = "PNG", **options: objec
     buffer = io.BytesIO()
     picture.save(buffer, format_name, **options)
     return buffer.getvalue()
+
+
+def shape_mask(height: int = 48, width: int = 64) -> Pixels:
+    """A ring with soft edges, as an editor would cut one out."""
+    large = PIL.Image.new("L", (4 * width, 4 * height))
+    draw = PIL.ImageDraw.Draw(large)
+    draw.ellipse((20, 20, 4 * width - 20, 4 * height - 20), fill=255)
+    draw.ellipse((70, 60, 4 * width - 70, 4 * height - 60), fill=0)
+    return np.array(large.resize((width, height), PIL.Image.Resampling.BOX))

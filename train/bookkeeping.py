@@ -1,7 +1,5 @@
 """What a run writes while it trains: progress bar, log.jsonl, health.json, pictures, trackers."""
 
-import json
-import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -17,7 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from codec.outputs import atomic_output
 from train import state
-from train.sections import TrainConfig
+from train.config import AnyConfig
+from train.plain_json import json_text
 from train.trackers import start_trackers, track_histogram, track_pictures
 
 LOG_FILE = "log.jsonl"
@@ -38,7 +37,7 @@ class RunLog:
         accelerator: its trackers are started and ended with the context.
     """
 
-    def __init__(self, run_dir: Path, config: TrainConfig, accelerator: Accelerator) -> None:
+    def __init__(self, run_dir: Path, config: AnyConfig, accelerator: Accelerator) -> None:
         self._config = config
         self._accelerator = accelerator
         self._is_main = accelerator.is_main_process
@@ -86,6 +85,8 @@ class RunLog:
         if "train/psnr" in self._status:
             loss, psnr = self._status["loss/total"], self._status["train/psnr"]
             parts += [f"loss {loss:.4f}", f"PSNR {psnr:.2f} dB"]
+        if "loss/bits_per_symbol" in self._status:
+            parts.append(f"{self._status['loss/bits_per_symbol']:.3f} bits a symbol")
         self._bar.update(self._task, completed=progress.images_seen, status=", ".join(parts))
 
     def write(self, progress: state.Progress, figures: Mapping[str, float]) -> None:
@@ -145,9 +146,8 @@ class RunLog:
         """
         if not self._is_main or not details:
             return
-        content = _finite({"images": progress.images_seen, **details})
         with atomic_output(self._run_dir / DETAILS_FILE) as stream:
-            stream.write(json.dumps(content, allow_nan=False).encode())
+            stream.write(json_text({"images": progress.images_seen, **details}).encode())
         bits = details.get("kl_bits_by_channel", ())
         track_histogram(self._accelerator, "health/kl_bits_by_channel", bits, progress.images_seen)
 
@@ -159,16 +159,7 @@ class RunLog:
             **content,
         }
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(_finite(line), allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """What goes into JSON, with None for each number in it that is not finite."""
-    if isinstance(value, Mapping):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            stream.write(json_text(line) + "\n")
 
 
 def _end_last_line(path: Path) -> None:

@@ -42,6 +42,7 @@ def is_bound(config: TrainConfig) -> bool:
         loss.perceptual_weight,
         loss.tc_weight,
         loss.free_bits,
+        config.rate.rate_weight,
         config.adversarial.disc_weight,
         config.adversarial.feature_matching_weight,
         regularizer.latent_noise,

@@ -1,4 +1,4 @@
-"""latent-codec-train: train an autoencoder, export a run as a codec, compare runs.
+"""latent-codec-train: train an autoencoder or its entropy model, export and compare runs.
 
 `latent-codec-train CONFIG [key=value ...]` trains; `latent-codec-train export RUN -o DIR`
 exports, `latent-codec-train report RUN ...` compares. The word `run` in front of a configuration
@@ -7,11 +7,15 @@ may be left out.
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codec.console import Debug, Force, Json, needs_extra, new_app, run
+from codec.console import Debug, Force, Json, needs_extra, new_app, print_error, run
+
+if TYPE_CHECKING:
+    from train.config import AnyConfig
+    from train.loop import TrainingLoop
 
 COMMANDS = ("run", "export", "report")
 RUN_OPTIONS = ("--resume", "--dry-run", "--debug")
@@ -40,7 +44,7 @@ def train(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Train an autoencoder; Ctrl-C saves, --resume goes on.
+    """Train an autoencoder, or the entropy model of one; Ctrl-C saves, --resume goes on.
 
     Several processes: torchrun --nproc_per_node 2 -m train.cli CONFIG.
 
@@ -49,22 +53,27 @@ def train(
       latent-codec-train configs/autoencoder/kl-f8d4.yaml data.folders=[photos] exclude=[] \\
         validation_folder=null validation_names=null max_minutes=60
       latent-codec-train configs/autoencoder/finetune.yaml data.folders=[photos] --dry-run
+      latent-codec-train configs/entropy/context-f8d4.yaml codec=my-codec data.folders=[photos]
       latent-codec-train runs/kl-f8d4/config.yaml --resume
     """
-    del debug
     with needs_extra("train", EXTRA_MODULES):
         from train.config import load_config
 
         settings = load_config(config, overrides or [])
         if dry_run:
-            from train.build import describe
             from train.records import config_text
 
-            typer.echo(f"# {describe(settings)}\n{config_text(settings)}", nl=False)
+            typer.echo(f"# {_describe(settings)}\n{config_text(settings)}", nl=False)
             return
-        from train.trainer import Trainer
+        from train.run_state import OutputDirError
 
-        trainer = Trainer(settings, resume=resume)
+        try:
+            trainer = _trainer(settings, resume)
+        except OutputDirError as error:  # wrong use: nothing was tried yet
+            if debug:
+                raise
+            print_error(error)
+            raise typer.Exit(2) from error
     progress = trainer.run()
     if trainer.accelerator.is_main_process:
         typer.echo(
@@ -74,10 +83,49 @@ def train(
         )
 
 
+def _describe(settings: "AnyConfig") -> str:
+    """What a run would train, in a line."""
+    from train.entropy.sections import EntropyConfig
+
+    if isinstance(settings, EntropyConfig):
+        from train.entropy_trainer import describe as describe_entropy
+
+        return describe_entropy(settings)
+    from train.build import describe
+
+    return describe(settings)
+
+
+def _trainer(settings: "AnyConfig", resume: bool) -> "TrainingLoop":
+    """The trainer of a kind of configuration."""
+    from train.entropy.sections import EntropyConfig
+
+    if isinstance(settings, EntropyConfig):
+        from train.entropy_trainer import EntropyTrainer
+
+        return EntropyTrainer(settings, resume=resume)
+    from train.trainer import Trainer
+
+    return Trainer(settings, resume=resume)
+
+
 @app.command()
 def export(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|IMAGES...",
+            help="Folder of the run; with --tables-for image files, folders or patterns.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Model directory to write.")],
+    tables_for: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Fit tables to the latents of this autoencoder instead: a directory or hub id.",
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name in codec.json; the folder's name by default.")
     ] = None,
@@ -85,7 +133,8 @@ def export(
         float | None,
         typer.Option(
             help="Quantiser step of quality 50, in raw latent units; by default that of the codec "
-            "whose latents these are or which was fine-tuned, or of the noise trained with."
+            "whose latents these are or which was fine-tuned, or of the noise trained with. With "
+            "--tables-for in units of each channel's deviation, by default 0.243."
         ),
     ] = None,
     default_quality: Annotated[
@@ -95,8 +144,9 @@ def export(
         ),
     ] = None,
     licence: Annotated[
-        str, typer.Option(help="Licence of the weights.")
-    ] = "see the licence of the training images",
+        str | None,
+        typer.Option(help="Licence of the weights; by default a hint at where to look for it."),
+    ] = None,
     best: Annotated[
         bool,
         typer.Option("--best", help="The weights with the best held-out figure, not the newest."),
@@ -106,36 +156,61 @@ def export(
 ) -> None:
     """Make a usable codec of a run: averaged weights in fp16, statistics, tables, ids, model card.
 
-    Latents that files cannot carry (codes, class labels, single vectors, AutoencoderKL) become a
-    directory for diffusers, without tables and ids.
+    Runs with class labels, single latent vectors or AutoencoderKL become a directory for diffusers
+    without tables and ids; its files bring their own tables. A run of an entropy model gives the
+    codec that it was trained for, with that model; files made before are still read.
+
+    With --tables-for, make one of an autoencoder as it is: AutoencoderKL, AutoencoderTiny,
+    AutoencoderDC or VQModel. Up to 256 of the images are encoded, of each at most the middle
+    1024x1024 pixels; files then need no tables of their own and take fewer bytes.
 
     \b
     Example:
       latent-codec-train export runs/kl-f8d4 -o my-codec
+      latent-codec-train export runs/context-f8d4 -o my-smaller-codec
+      latent-codec-train export --tables-for sd-vae photos/ -o sd-codec
     """
     del debug
     with needs_extra("train", EXTRA_MODULES):
+        from train.release.entropy import lacks_context_model
         from train.release.export import export_run
+        from train.release.foreign import export_tables
 
-    info = export_run(
-        run_dir,
-        output,
-        name=name,
-        quality_50_step=step,
-        default_quality=default_quality,
-        licence=licence,
-        best=best,
-        force=force,
-    )
-    if info is None:
-        typer.echo(
-            f"wrote {output}, which diffusers loads; it has no entropy tables, for files of such "
-            "latents come with a later release",
-            err=True,
+    if tables_for is not None:
+        if best:
+            raise typer.BadParameter("goes with a run only", param_hint="'--best'")
+        info = export_tables(
+            tables_for,
+            sources,
+            output,
+            name=name,
+            quality_50_step=step,
+            default_quality=default_quality,
+            licence=licence or "see the licence of the model",
+            force=force,
         )
+    elif len(sources) > 1:
+        raise typer.BadParameter("give one run, or images with --tables-for", param_hint="'RUN'")
     else:
+        info = export_run(
+            Path(sources[0]),
+            output,
+            name=name,
+            quality_50_step=step,
+            default_quality=default_quality,
+            licence=licence,
+            best=best,
+            force=force,
+        )
+    own = "" if info else ", whose files bring their own tables"
+    typer.echo(
+        f"wrote {output}{own}; try: latent-codec encode IMAGE -o OUT.lc --model {output}", err=True
+    )
+    if info is not None and lacks_context_model(info):
         typer.echo(
-            f"wrote {output}; try: latent-codec encode IMAGE -o OUT.lc --model {output}", err=True
+            "for smaller files train an entropy model: latent-codec-train "
+            f"configs/entropy/context-f8d4.yaml codec={output}",
+            err=True,
         )
 
 

@@ -1,7 +1,8 @@
 """Reading the configuration of a training run: typed, strict, complete.
 
-The settings themselves are in `train.sections`. An unknown key is an error that suggests the
-nearest known one.
+The settings themselves are in `train.sections`, those of an entropy model in
+`train.entropy.sections`: a file with a section `entropy` is one of the latter. An unknown key is an
+error that suggests the nearest known one.
 """
 
 import difflib
@@ -14,19 +15,26 @@ import yaml
 from pydantic import ValidationError
 
 from codec.errors import LatentCodecError
+from train.entropy.sections import EntropyConfig
 from train.sections import TrainConfig
+
+AnyConfig = TrainConfig | EntropyConfig
+Kind = type[TrainConfig] | type[EntropyConfig]
+ENTROPY_SECTION = "entropy"
+"""The section that only the configuration of an entropy model has."""
 
 
 class ConfigError(LatentCodecError):
     """A configuration file or an override cannot be used."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     """Read a YAML file and apply `section.key=value` overrides.
 
-    Args: path: YAML with the sections of `TrainConfig`. overrides: such as `run.max_minutes=5` or
-        `data.folders=[photos]`; values are read as YAML. A key
-            that only one section has may be given without the section.
+    Args:
+        path: YAML with the sections of `TrainConfig`, or of `EntropyConfig`.
+        overrides: such as `run.max_minutes=5` or `data.folders=[photos]`; values are read as YAML.
+            A key that only one section has may be given without the section.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value does not fit.
@@ -43,19 +51,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
             f"{path} holds no sections, expected {', '.join(TrainConfig.model_fields)}"
         )
     for override in overrides:
-        _apply(values, override)
+        _apply(values, override, _kind(values))
     return parse_config(_expand(values, str(path)), str(path))
 
 
-def parse_config(values: dict[str, Any], source: str) -> TrainConfig:
+def parse_config(values: dict[str, Any], source: str) -> AnyConfig:
     """Validate a nested dictionary; errors name the key, the value found and what was expected."""
+    kind = _kind(values)
     try:
-        return TrainConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            message = f"found the unknown key {where}{_nearest(where)}"
+            message = f"found the unknown key {where}{_nearest(where, kind)}"
         elif first["type"] == "value_error":  # settings that do not go together
             message = first["msg"].removeprefix("Value error, ")
         else:
@@ -63,13 +72,18 @@ def parse_config(values: dict[str, Any], source: str) -> TrainConfig:
         raise ConfigError(f"{source}: {message}") from error
 
 
-def known_keys() -> list[str]:
-    """Every `section.key`."""
+def known_keys(kind: Kind = TrainConfig) -> list[str]:
+    """Every `section.key` of a kind of configuration."""
     return [
         f"{section}.{key}"
-        for section, field in TrainConfig.model_fields.items()
+        for section, field in kind.model_fields.items()
         for key in field.annotation.model_fields  # type: ignore[union-attr]
     ]
+
+
+def _kind(values: dict[str, Any]) -> Kind:
+    """What a file with these sections configures."""
+    return EntropyConfig if ENTROPY_SECTION in values else TrainConfig
 
 
 def _expand(value: Any, source: str) -> Any:
@@ -89,18 +103,18 @@ def _expand(value: Any, source: str) -> Any:
     return expanded
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str, kind: Kind) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(f"found the override {override!r}, expected key=value")
     if "." not in key:
-        matches = [known for known in known_keys() if known.split(".")[1] == key]
+        matches = [known for known in known_keys(kind) if known.split(".")[1] == key]
         if len(matches) != 1:
-            raise ConfigError(f"found the unknown key {key}{_nearest(key)}")
+            raise ConfigError(f"found the unknown key {key}{_nearest(key, kind)}")
         key = matches[0]
     section, _, name = key.partition(".")
-    if key not in known_keys():
-        raise ConfigError(f"found the unknown key {key}{_nearest(key)}")
+    if key not in known_keys(kind):
+        raise ConfigError(f"found the unknown key {key}{_nearest(key, kind)}")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -109,8 +123,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[section] = {**part, name: value}
 
 
-def _nearest(key: str) -> str:
-    candidates = [*known_keys(), *TrainConfig.model_fields]
+def _nearest(key: str, kind: Kind) -> str:
+    candidates = list(dict.fromkeys([*known_keys(kind), *kind.model_fields, ENTROPY_SECTION]))
     short = {name.split(".")[-1]: name for name in candidates}
     whole = difflib.get_close_matches(key, candidates, n=1) if "." in key else []
     close = whole or [

@@ -5,6 +5,7 @@ Shapes: N images, B batch, S side of an image.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,20 +99,34 @@ def load_held_out(config: TrainConfig, classes: Sequence[str]) -> HeldOut | None
     return _rendered(config) if config.data.factors > 0 else None
 
 
+def held_out_files(folder: str, names: str | None, count: int) -> list[Path]:
+    """Images of `run.validation_folder`, at most `run.validation_images`, spread evenly.
+
+    Args:
+        folder: where they lie.
+        names: text file with the file names that belong to the set; None for all.
+        count: most that are taken.
+
+    Raises:
+        DataError: there is no such image.
+    """
+    files = images.find([folder])
+    if names is not None:
+        listed = read_names(names)
+        files = [path for path in files if path.name in listed]
+    if not files:
+        raise DataError(
+            f"found no held-out image in {folder}: check run.validation_folder and "
+            "run.validation_names"
+        )
+    spread = np.linspace(0, len(files) - 1, min(count, len(files))).round()
+    return [files[int(i)] for i in spread]
+
+
 def _from_folder(config: TrainConfig, classes: Sequence[str]) -> HeldOut:
     run = config.run
     assert run.validation_folder is not None
-    files = images.find([run.validation_folder])
-    if run.validation_names is not None:
-        names = read_names(run.validation_names)
-        files = [path for path in files if path.name in names]
-    if not files:
-        raise DataError(
-            f"found no held-out image in {run.validation_folder}: check run.validation_folder and "
-            "run.validation_names"
-        )
-    spread = np.linspace(0, len(files) - 1, min(run.validation_images, len(files))).round()
-    chosen = [files[int(i)] for i in spread]
+    chosen = held_out_files(run.validation_folder, run.validation_names, run.validation_images)
     labels = [-1] * len(chosen)
     if config.data.labels:
         labels = [_label(path.parent.name, classes, str(path)) for path in chosen]

@@ -1,9 +1,10 @@
 """The generator's loss: every term of a batch, weighted in one place.
 
-The terms themselves are plain functions in `train.losses`, `train.adversary` and
+The terms themselves are plain functions in `train.losses`, `train.adversary`, `train.rate` and
 `train.total_correlation`; which weight each has at which moment is decided here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from train.losses import (
     reconstruction_terms,
     with_logvar,
 )
+from train.rate import Quantised, Rate, make_rate
 from train.schedules import RateController, kl_factor, ramp
 from train.sections import LossConfig, TrainConfig
 from train.total_correlation import TotalCorrelation
@@ -60,6 +62,7 @@ class Objective:
         adversary: the discriminator, or None.
         total_correlation: FactorVAE's discriminator, or None.
         teacher: of a distillation, or None.
+        rate: the context model that charges for bits, or None.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Objective:
         adversary: Adversary | None,
         total_correlation: TotalCorrelation | None,
         teacher: Teacher | None,
+        rate: Rate | None,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
@@ -82,12 +86,31 @@ class Objective:
         self.adversary = adversary
         self.total_correlation = total_correlation
         self.teacher = teacher
+        self.rate = rate
         loss = config.loss
         self.controller = RateController(loss) if loss.kl_target is not None else None
         self._rates: list[Tensor] = []
 
+    def active_rate(self, images_seen: int) -> Rate | None:
+        """The context model where it is at work, at this place in the run."""
+        return self.rate if self.rate is not None and self.rate.active(images_seen) else None
+
+    def quantise(
+        self, output: ForwardOutput, generators: Sequence[torch.Generator], share: Share
+    ) -> Quantised | None:
+        """The latents as the context model sees them, where it is at work."""
+        rate = self.active_rate(share.images_seen)
+        if rate is None:
+            return None
+        latents = output.latents if output.mean is None else output.mean
+        return rate.quantise(latents, generators, share.pixel_values // 3)
+
     def terms(
-        self, output: ForwardOutput, share: Share, teacher_latents: Tensor | None = None
+        self,
+        output: ForwardOutput,
+        share: Share,
+        teacher_latents: Tensor | None = None,
+        quantised: Quantised | None = None,
     ) -> LossTerms:
         """The weighted sum for one batch, and each term unweighted under its logged name."""
         loss = self.config.loss
@@ -107,6 +130,8 @@ class Objective:
             assert teacher_latents is not None
             terms["loss/latent"] = self._latent_error(output, teacher_latents)
             total = total + self.config.distillation.latent_weight * terms["loss/latent"]
+        if quantised is not None:
+            total = total + self._rate(quantised, share, terms)
         return LossTerms(total, {name: term.detach() for name, term in terms.items()})
 
     def finish_step(self) -> dict[str, float]:
@@ -176,6 +201,13 @@ class Objective:
             self._rates.append(in_unit)
         return weight * charged_kl(mean, logvar, loss, share.pixel_values)
 
+    def _rate(self, quantised: Quantised, share: Share, terms: dict[str, Tensor]) -> Tensor | float:
+        """The charged bits times their weight at this moment; the twin logs the bits themselves."""
+        assert self.rate is not None
+        weight = self.rate.weight(share.images_seen)
+        terms["rate/weight"] = torch.tensor(weight)
+        return weight * self.rate.encoder_term(quantised) if weight > 0 else 0.0
+
     def _latent_error(self, output: ForwardOutput, teacher_latents: Tensor) -> Tensor:
         """Squared error of the student's latents in units of the teacher's variance."""
         assert self.teacher is not None
@@ -188,9 +220,9 @@ class Objective:
 def make_objective(
     config: TrainConfig, accelerator: Accelerator, forward: TrainingForward, dataset: CropDataset
 ) -> Objective:
-    """The loss with its networks: LPIPS, discriminators, a teacher."""
+    """The loss with its networks: LPIPS, discriminators, a teacher, a context model."""
     loss, seed, device = config.loss, config.run.seed, accelerator.device
-    adversary = correlation = teacher = perceptual = None
+    adversary = correlation = teacher = perceptual = rate = None
     if config.adversarial.disc_weight > 0 or config.adversarial.feature_matching_weight > 0:
         adversary = Adversary(config.adversarial, accelerator, seed)
     if loss.tc_weight > 0:
@@ -199,6 +231,8 @@ def make_objective(
         teacher = Teacher(config.distillation.teacher, device)
         check_teacher(forward.model, teacher.model, config)
         teacher.measure(to_unit(dataset.batch(range(TEACHER_CROPS)).pixels, device))
+    if config.rate.rate_weight > 0:
+        rate = make_rate(config, accelerator, forward, dataset)
     if loss.perceptual_weight > 0:
         perceptual = load_lpips(loss.perceptual_net, loss.perceptual_backbone)
         perceptual = perceptual.to(device, memory_format=torch.channels_last)
@@ -211,6 +245,7 @@ def make_objective(
         adversary=adversary,
         total_correlation=correlation,
         teacher=teacher,
+        rate=rate,
     )
 
 

@@ -236,6 +236,27 @@ class RegularizerConfig(Section):
     equivariance_rotate: bool = Field(True, description="turn by multiples of 90 degrees")
 
 
+class RateConfig(Section):
+    """A charge for the latents' bits, as a context model that learns along estimates them."""
+
+    rate_weight: float = Field(0.0, ge=0, description="of the estimated bits a pixel; 0: no charge")
+    rate_step: float | None = Field(
+        None, gt=0, description="in raw latent units; null: that of files, see train.rate.rate_step"
+    )
+    rate_step_range: float = Field(
+        2.0, ge=1, description="each sample's step is log-uniform within this factor of rate_step"
+    )
+    rate_quantization: Literal["noise", "round"] = Field(
+        "noise", description="uniform noise in place of rounding, or rounding, straight through"
+    )
+    rate_units: int = Field(64, ge=1, description="hidden units of the context model")
+    rate_head_units: int = Field(24, ge=1, description="of its head for each channel")
+    rate_learning_rate: float = Field(3e-3, gt=0, description="of its AdamW, without decay")
+    rate_start: int = Field(0, ge=0, description="images seen before the charge first counts")
+    rate_ramp: int = Field(0, ge=0, description="images over which its weight then grows to full")
+    rate_warmup: int = Field(0, ge=0, description="images before rate_start in which it learns")
+
+
 class DistillationConfig(Section):
     """A student that speaks the latent space of a teacher."""
 
@@ -315,6 +336,7 @@ class TrainConfig(Section):
     adversarial: AdversarialConfig = AdversarialConfig()
     codebook: CodebookConfig = CodebookConfig()
     regularizer: RegularizerConfig = RegularizerConfig()
+    rate: RateConfig = RateConfig()
     distillation: DistillationConfig = DistillationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from codec.console import print_warning
 from codec.errors import LatentCodecError
+from train.plain_json import json_text
 
 PREFIX = "checkpoint-"
 BEST = "best"
@@ -97,10 +98,13 @@ def save_best(
     figures: Mapping[str, float],
     progress: Progress,
 ) -> Path:
-    """Put weights into `best` with the held-out figures that they have, in place of the last."""
+    """Put weights into `best` with the held-out figures that they have, in place of the last.
+
+    A figure that is not finite stands there as null.
+    """
     final = run_dir / BEST
     with _replacing(final) as partial:
-        (partial / "figures.json").write_text(json.dumps(dict(figures)), encoding="utf-8")
+        (partial / "figures.json").write_text(json_text(figures), encoding="utf-8")
         _write(partial, tensors, {}, progress)
     return final
 
@@ -127,12 +131,15 @@ def best_checkpoint(run_dir: Path) -> Path | None:
 
 
 def read_best(run_dir: Path) -> dict[str, float] | None:
-    """The held-out figures of the best weights so far; None where there are none."""
+    """The held-out figures of the best weights so far, without those that were not finite.
+
+    None where there are no such weights.
+    """
     folder = best_checkpoint(run_dir)
     if folder is None:
         return None
-    figures: dict[str, float] = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
-    return figures
+    figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

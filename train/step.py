@@ -32,8 +32,14 @@ from train.randomness import (
 from train.schedules import warmup_cosine
 from train.sections import TrainConfig
 
-OPPONENTS = ("adv/discriminator", "adv/r1", "tc/discriminator")
-"""Losses of the discriminators, which must stay finite like the codec's own."""
+OPPONENTS = (
+    "adv/discriminator",
+    "adv/r1",
+    "tc/discriminator",
+    "rate/bits_per_symbol",
+    "rate/gradient_norm",
+)
+"""Of the other networks that learn: these must stay finite like the codec's own loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,8 @@ class Stepper:
         """One optimizer step over `gradient_accumulation_steps` batches."""
         count = self.config.run.gradient_accumulation_steps
         rate_factor = self._set_learning_rate(images_seen)
+        if (rate := self.objective.active_rate(images_seen)) is not None:
+            rate.prepare()
         self._zero_gradients()
         sums: dict[str, Tensor] = {}
         for number in range(count):
@@ -98,6 +106,8 @@ class Stepper:
             for name, value in self._batch(batch, images_seen, count, is_last).items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / count
         norm = self._clip()
+        if rate is not None:
+            sums["rate/gradient_norm"] = rate.clip()
         total = sums.pop("loss/total")
         is_finite = self._all_finite(total, norm, sums)
         if is_finite:
@@ -140,7 +150,8 @@ class Stepper:
                 output = self.wrapped(
                     x, generators, self._labels(batch), transform, teacher_latents
                 )
-                loss = objective.terms(output, share, teacher_latents)
+                quantised = objective.quantise(output, generators, share)
+                loss = objective.terms(output, share, teacher_latents, quantised)
             accelerator.backward(loss.total / count)
         figures = {**loss.terms, "loss/total": loss.total.detach()}
         real, fake = output.target.detach(), output.reconstruction.detach()
@@ -152,6 +163,9 @@ class Stepper:
             )
             latents = output.latents.detach()
             figures |= correlation.discriminator_backward(latents, permute, 1 / count, is_last)
+        if quantised is not None:
+            assert objective.rate is not None
+            figures |= objective.rate.learn(quantised, 1 / count, is_last)
         return figures
 
     def _update(self, images_seen: int, rate_factor: float) -> None:
@@ -167,6 +181,8 @@ class Stepper:
             adversary.step(rate_factor)
         if correlation is not None:
             correlation.step()
+        if (rate := self.objective.active_rate(images_seen)) is not None:
+            rate.step()
         for number, quantizer in enumerate(self.quantizers):
             if not quantizer.collecting:
                 continue
@@ -180,9 +196,10 @@ class Stepper:
 
     def _zero_gradients(self) -> None:
         self.optimizer.zero_grad()
-        for adversary in (self.objective.adversary, self.objective.total_correlation):
-            if adversary is not None:
-                adversary.zero_grad()
+        objective = self.objective
+        for opponent in (objective.adversary, objective.total_correlation, objective.rate):
+            if opponent is not None:
+                opponent.zero_grad()
 
     def _clip(self) -> Tensor:
         """The norm of the codec's gradient, after which it is clipped."""

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from codec.errors import LatentCodecError
-from train.sections import TrainConfig
+from train.config import AnyConfig
 
 PROJECT = "latent-codec"
 """What trackers call the project; TensorBoard's folder in that of the run."""
@@ -23,7 +23,7 @@ class TrackerError(LatentCodecError):
     """A tracker that the configuration asks for is not there."""
 
 
-def tracker_names(config: TrainConfig) -> list[str]:
+def tracker_names(config: AnyConfig) -> list[str]:
     """The trackers of a configuration, for `Accelerator(log_with=...)`.
 
     Accelerate would leave one out in silence whose package is missing.
@@ -47,7 +47,7 @@ def tracker_names(config: TrainConfig) -> list[str]:
     return list(config.run.trackers)
 
 
-def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
+def start_trackers(accelerator: Accelerator, config: AnyConfig) -> None:
     """Start the trackers that the accelerator was made with; they get the configuration."""
     accelerator.init_trackers(PROJECT)
     for tracker in accelerator.trackers:
@@ -78,7 +78,7 @@ def track_histogram(
             tracker.writer.add_histogram(name, finite, global_step=images_seen)
 
 
-def _flat(config: TrainConfig) -> dict[str, Any]:
+def _flat(config: AnyConfig) -> dict[str, Any]:
     """`section.key` to a number or text; trackers take nothing else."""
     return {
         f"{section}.{key}": value if isinstance(value, bool | int | float | str) else str(value)

@@ -25,6 +25,7 @@ from eval.latents.posterior import KL_EDGES, PosteriorMeter, active_units
 from eval.latents.statistics import StreamingStatistics
 from train.bounds import is_bound, measure_bounds
 from train.held_out import HeldOut, Part, load_held_out
+from train.perceptual import lpips_at_hand
 from train.sections import TrainConfig
 
 FALLBACK_STEP = 0.4
@@ -111,6 +112,8 @@ class Validation:
             accelerator: of the run.
         """
         channels, codebooks = model.config["latent_channels"], codebook_sizes(model)
+        if self.perceptual is not None:
+            self.perceptual.to(accelerator.device)
         meters = Meters(channels, codebooks, self.held_out.name)
         for part in self.held_out.shares(model, accelerator):
             with accelerator.autocast():
@@ -293,7 +296,7 @@ def make_validation(
         config: the run's configuration.
         posterior_std: the network's constant deviation, whose step (of the same variance)
             quantises the latents; None if it has none.
-        perceptual: LPIPS, or None.
+        perceptual: LPIPS that is trained with; where it is None, `lpips_at_hand` is measured.
         classes: names of the class labels in training, in the order of their numbers.
 
     Raises:
@@ -302,6 +305,8 @@ def make_validation(
     held_out = load_held_out(config, classes)
     if held_out is None:
         return None
+    if perceptual is None:
+        perceptual = lpips_at_hand(config.loss, held_out.pixels.shape[-1])
     step = FALLBACK_STEP if posterior_std is None else posterior_std * math.sqrt(12)
     with_bounds = posterior_std is None and is_bound(config)
     return Validation(held_out, step, perceptual, with_bounds=with_bounds)

@@ -8,22 +8,17 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from codec.entropy.choosing import SymbolChooser
 from codec.entropy.context import MAX_CHANNELS, Predictor, scale_features
 from codec.entropy.lattice import BLOCK, PASSES, Neighbourhood, mirror
 from codec.entropy.payload import BitCounter, PayloadReader, PayloadWriter, probabilities
-from codec.entropy.residuals import SYMBOL_LIMIT, read_block, write_block
+from codec.entropy.residuals import read_block, write_block
 from codec.entropy.storage import read_coder_file, write_coder_file
+from codec.entropy.symbols import check_shape, check_symbols
 from codec.entropy.tables import Choice, Tables, TablesError
-from codec.errors import LatentCodecError
-
-MAX_STEP = (1 << 32) - 1
 
 # Takes the choice of a block and where it lies (channel, pass, rows); returns the block's symbols.
 _CodeBlock = Callable[[Choice, int, int, range], NDArray[np.int64]]
-
-
-class SymbolsError(LatentCodecError):
-    """Symbols that the coder cannot take: wrong type, shape or range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +75,28 @@ class SymbolCoder:
         self._write(counter, symbols, step)
         return counter.total
 
+    def quantize(self, values: NDArray[np.float64], step: int, trade: float) -> NDArray[np.int32]:
+        """Return symbols chosen by their error and by the bits that they cost.
+
+        Args:
+            values: (C, h, w) latents divided by the step, within the symbols' limit.
+            step: As for `encode`.
+            trade: Squared error, in squares of the step, that a bit may cost; 0 rounds.
+
+        Raises:
+            SymbolsError: Wrong shape or step.
+        """
+        check_shape(values.shape, step, len(self.predictors))
+        chooser = SymbolChooser.of(self._probabilities, trade)
+        symbols = np.zeros(values.shape, np.int32)
+
+        def choose(choice: Choice, channel: int, index: int, rows: range) -> NDArray[np.int64]:
+            view = PASSES[index].view(values[channel])
+            return chooser.choose(choice, view[rows.start : rows.stop].ravel())
+
+        self._run(symbols, step, choose)
+        return symbols
+
     def decode(self, payload: bytes, shape: tuple[int, int, int], step: int) -> NDArray[np.int32]:
         """Return the int32 (C, h, w) symbols that `encode` made `payload` from.
 
@@ -90,7 +107,7 @@ class SymbolCoder:
             SymbolsError: A shape or step that this coder cannot have written.
             PayloadError: The bytes are no payload of this coder.
         """
-        self._check(shape, step)
+        check_shape(shape, step, len(self.predictors))
         reader = PayloadReader(self._probabilities, payload, shape[0] * shape[1] * shape[2])
         planes = np.zeros(shape, np.int32)
 
@@ -105,17 +122,7 @@ class SymbolCoder:
         self, writer: PayloadWriter | BitCounter, symbols: NDArray[np.int32], step: int
     ) -> None:
         """Check symbols and write them to a payload or a bit counter."""
-        if symbols.dtype != np.int32:
-            raise SymbolsError(
-                f"symbols of type {symbols.dtype} were found where int32 is expected; round the "
-                "latents divided by the step and convert them"
-            )
-        self._check(symbols.shape, step)
-        if symbols.max() >= SYMBOL_LIMIT or symbols.min() <= -SYMBOL_LIMIT:
-            raise SymbolsError(
-                f"symbols from {symbols.min()} to {symbols.max()} were found where they must lie "
-                f"between -{SYMBOL_LIMIT} and {SYMBOL_LIMIT}; use a larger step"
-            )
+        check_symbols(symbols, step, len(self.predictors))
 
         def write(choice: Choice, channel: int, index: int, rows: range) -> NDArray[np.int64]:
             view = PASSES[index].view(symbols[channel])
@@ -124,18 +131,6 @@ class SymbolCoder:
             return block
 
         self._run(np.zeros(symbols.shape, np.int32), step, write)
-
-    def _check(self, shape: tuple[int, ...], step: int) -> None:
-        """Refuse a shape or step that cannot be coded."""
-        if len(shape) != 3 or shape[0] != len(self.predictors) or min(shape) < 1:
-            raise SymbolsError(
-                f"symbols of shape {tuple(shape)} were found where ({len(self.predictors)}, "
-                "height, width) is expected; use the coder that belongs to these latents"
-            )
-        if not 1 <= step <= MAX_STEP:
-            raise SymbolsError(
-                f"a quantiser step of {step} / 65536 was found where 1 to {MAX_STEP} are possible"
-            )
 
     def _run(self, planes: NDArray[np.int32], step: int, code_block: _CodeBlock) -> None:
         """Walk through all positions in coding order and fill `planes`, zeros at first.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.entropy.coder import MAX_STEP, SymbolCoder
+from codec.entropy.coder import SymbolCoder
 from codec.entropy.context import (
     CONSTANT_LIMIT,
     MEAN_WEIGHT_BITS,
@@ -26,6 +26,7 @@ from codec.entropy.context import (
 from codec.entropy.fit_tables import ResidualCounts
 from codec.entropy.lattice import PASSES, Neighbourhood, Pass, mirror
 from codec.entropy.residuals import SYMBOL_LIMIT
+from codec.entropy.symbols import MAX_STEP
 from codec.errors import LatentCodecError
 
 Floats = NDArray[np.float64]

@@ -7,17 +7,17 @@ from codec.entropy.payload import FREQUENCY_BITS
 from codec.entropy.residuals import entries
 from codec.entropy.tables import (
     ALPHABET,
+    BINS_PER_OCTAVE,
     FRACTION_BITS,
     NUM_FRACTIONS,
     RADIUS,
-    WIDE_BITS,
+    Choice,
     Tables,
+    bin_thresholds,
 )
 
 Floats = NDArray[np.float64]
 
-_BINS_PER_OCTAVE = 4
-_FIRST_THRESHOLD_BITS = 3  # 2**3 / 2**8 symbols: below, almost every symbol equals its prediction
 _PRIOR_COUNT = 32.0  # how many counted symbols the logistic distribution weighs as much as
 _WIDTHS = 2.0 ** np.arange(
     -2, 2.01, 0.125
@@ -25,24 +25,29 @@ _WIDTHS = 2.0 ** np.arange(
 
 
 class ResidualCounts:
-    """Counts what symbols did against their predictions, and turns the counts into tables."""
+    """Counts what symbols did against their predictions, and turns the counts into tables.
+
+    Attributes:
+        chooser: Tables of the right thresholds, which choose the rows that are counted.
+    """
 
     def __init__(self) -> None:
-        num = (WIDE_BITS - _FIRST_THRESHOLD_BITS) * _BINS_PER_OCTAVE
-        exponents = _FIRST_THRESHOLD_BITS + np.arange(num) / _BINS_PER_OCTAVE
-        self._thresholds = np.rint(2.0**exponents).astype(np.int64)
+        self._thresholds = bin_thresholds()
         num_rows = (len(self._thresholds) + 1) * NUM_FRACTIONS
         self._counts = np.zeros(num_rows * ALPHABET, np.int64)
         # `Tables.choose` needs thresholds only; the frequencies are what is being counted.
         flat = np.full((num_rows, ALPHABET), (1 << FREQUENCY_BITS) // ALPHABET, np.int32)
         flat[:, 0] += (1 << FREQUENCY_BITS) % ALPHABET
-        self._chooser = Tables(self._thresholds, flat)
+        self.chooser = Tables(self._thresholds, flat)
 
     def add(
         self, means: NDArray[np.int64], scales: NDArray[np.int64], symbols: NDArray[np.int64]
     ) -> None:
         """Count (n,) symbols against their predictions."""
-        choice = self._chooser.choose(means, scales)
+        self.count(self.chooser.choose(means, scales), symbols)
+
+    def count(self, choice: Choice, symbols: NDArray[np.int64]) -> None:
+        """Count (n,) symbols for which `chooser` has chosen."""
         _, indices = entries(choice, symbols)
         self._counts += np.bincount(choice.rows * ALPHABET + indices, minlength=len(self._counts))
 
@@ -50,8 +55,8 @@ class ResidualCounts:
         """Return the tables of all that was counted; rows seen rarely follow the distribution."""
         counts = self._counts.reshape(-1, ALPHABET).astype(np.float64)
         # The scale in the middle of each bin, in symbols.
-        middles = np.append(self._thresholds, self._thresholds[-1:] * 2.0 ** (1 / _BINS_PER_OCTAVE))
-        middles = middles * 2.0 ** (-0.5 / _BINS_PER_OCTAVE) / (1 << FRACTION_BITS)
+        middles = np.append(self._thresholds, self._thresholds[-1:] * 2.0 ** (1 / BINS_PER_OCTAVE))
+        middles = middles * 2.0 ** (-0.5 / BINS_PER_OCTAVE) / (1 << FRACTION_BITS)
         rows = []
         for row, row_counts in enumerate(counts):
             scale = middles[row // NUM_FRACTIONS]

@@ -10,12 +10,13 @@ et al., 1988).
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Offset = tuple[int, int]  # (rows down, columns right)
+Number = TypeVar("Number", np.int32, np.int64, np.float64)
 
 ROOT_SPACING = 16
 RADIUS = 3  # the farthest that a neighbour lies, in lattice steps
@@ -51,7 +52,7 @@ class Pass:
     stride: int
     offsets: tuple[Offset, ...]
 
-    def view(self, plane: NDArray[np.int64]) -> NDArray[np.int64]:
+    def view(self, plane: NDArray[Number]) -> NDArray[Number]:
         """Return the pass's positions in an (h, w) plane, as a view; it may be empty."""
         step = self.stride * self.spacing
         return plane[self.row * self.spacing :: step, self.column * self.spacing :: step]
@@ -89,7 +90,7 @@ PASSES = _passes()
 
 
 @cache
-def _reflected(size: int, margin: int) -> NDArray[np.int64]:
+def mirrored_indices(size: int, margin: int) -> NDArray[np.int64]:
     """Return indices -margin .. size + margin - 1 mirrored into 0 .. size - 1, ends not repeated.
 
     Mirroring about a lattice's first and last row keeps even rows even and odd rows odd, so a
@@ -105,7 +106,7 @@ def _reflected(size: int, margin: int) -> NDArray[np.int64]:
 def mirror(grid: NDArray[np.int64], margin: int) -> NDArray[np.int64]:
     """Return an (h, w) grid with a mirrored margin on all sides."""
     rows, columns = grid.shape
-    return grid[_reflected(rows, margin)[:, None], _reflected(columns, margin)]
+    return grid[mirrored_indices(rows, margin)[:, None], mirrored_indices(columns, margin)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ class PayloadReader:
         return self._decode(_UNIFORM, np.left_shift(1, num_bits).astype(np.int32))
 
     def _decode(
-        self, family: object, parameters: NDArray[np.float64] | NDArray[np.int32]
+        self, family: object, parameters: NDArray[np.float64] | NDArray[np.int32] | int
     ) -> NDArray[np.int64]:
         try:
             decoded = self._decoder.decode(family, parameters)

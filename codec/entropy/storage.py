@@ -10,6 +10,8 @@
 """
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from codec.entropy.tables import Tables, TablesError
 
 _VERSION_KEY = "latent_codec_entropy"
 _VERSION = "1"
-_DTYPES = {
+CODER_DTYPES: Mapping[str, np.dtype[Any]] = {
     "constants": np.dtype(np.int32),
     "frequencies": np.dtype(np.uint16),
     "mean_weights": np.dtype(np.int32),
@@ -37,17 +39,28 @@ Predictors = tuple[tuple[Predictor, ...], ...]
 
 def write_coder_file(path: str | os.PathLike[str], predictors: Predictors, tables: Tables) -> None:
     """Write predictors and tables; equal ones give equal bytes."""
+    write_tensors(path, _VERSION, coder_tensors(predictors, tables))
+
+
+def write_tensors(
+    path: str | os.PathLike[str], version: str, tensors: Mapping[str, NDArray[Any]]
+) -> None:
+    """Write a coder's tensors; equal ones give equal bytes."""
+    # One metadata key only: safetensors writes several in an order that changes from run to run.
+    Path(path).write_bytes(safetensors.numpy.save(dict(tensors), {_VERSION_KEY: version}))
+
+
+def coder_tensors(predictors: Predictors, tables: Tables) -> dict[str, NDArray[Any]]:
+    """Return predictors and tables as the tensors that a file holds."""
     flat = [predictor for channel in predictors for predictor in channel]
     constants = [[p.mean_constant, p.scale_constant, p.scale_raw_constant] for p in flat]
-    tensors: dict[str, NDArray[Any]] = {
+    return {
         "constants": np.array(constants, np.int32).reshape(len(predictors), len(PASSES), 3),
         "frequencies": tables.frequencies.astype(np.uint16),
         "mean_weights": np.concatenate([p.mean_weights for p in flat]).astype(np.int32),
         "scale_weights": np.concatenate([p.scale_weights for p in flat]).astype(np.int32),
         "thresholds": tables.thresholds.astype(np.int32),
     }
-    # One metadata key only: safetensors writes several in an order that changes from run to run.
-    Path(path).write_bytes(safetensors.numpy.save(tensors, {_VERSION_KEY: _VERSION}))
 
 
 def read_coder_file(path: str | os.PathLike[str]) -> tuple[Predictors, Tables]:
@@ -56,7 +69,18 @@ def read_coder_file(path: str | os.PathLike[str]) -> tuple[Predictors, Tables]:
     Raises:
         TablesError: The file is missing, malformed or of another version.
     """
-    tensors = _read_tensors(Path(path))
+    path = Path(path)
+    return parse_coder(path, read_tensors(path, _VERSION, CODER_DTYPES))
+
+
+def parse_coder(
+    path: Path, tensors: Mapping[str, NDArray[np.integer]]
+) -> tuple[Predictors, Tables]:
+    """Return what `coder_tensors` made tensors of.
+
+    Raises:
+        TablesError: Their shapes or values do not fit.
+    """
     constants = tensors["constants"].astype(np.int64)
     num_channels = len(constants) if constants.ndim else 0
     if not 1 <= num_channels <= MAX_CHANNELS:
@@ -89,17 +113,47 @@ def read_coder_file(path: str | os.PathLike[str]) -> tuple[Predictors, Tables]:
     return _split(constants, tensors["mean_weights"], tensors["scale_weights"]), tables
 
 
-def _read_tensors(path: Path) -> dict[str, NDArray[np.integer]]:
-    """Read the tensors with the names and types that the format has."""
+def read_version(path: Path) -> str | None:
+    """Return what kind of coder a file holds, as its metadata says.
+
+    Raises:
+        TablesError: The file is missing or no safetensors file.
+    """
+    with _opened(path) as file:
+        return (file.metadata() or {}).get(_VERSION_KEY)
+
+
+def read_tensors(
+    path: Path, version: str, dtypes: Mapping[str, np.dtype[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Read the tensors with the names and types that a format has.
+
+    Raises:
+        TablesError: The file is missing, malformed or of another version.
+    """
+    with _opened(path) as file:
+        stated = (file.metadata() or {}).get(_VERSION_KEY)
+        if stated != version:
+            raise TablesError(
+                f"{path}: entropy tables of version {stated} were found where {version} is "
+                "expected; export the model again, or update latent-codec"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found = {name: tensor.dtype for name, tensor in tensors.items()}
+    if found != dict(dtypes):
+        raise TablesError(
+            f"{path}: tensors {sorted(found)} were found where {sorted(dtypes)} of their integer "
+            "types are expected; export the model again"
+        )
+    return tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; what is wrong with it becomes a `TablesError`."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            version = (file.metadata() or {}).get(_VERSION_KEY)
-            if version != _VERSION:
-                raise TablesError(
-                    f"{path}: entropy tables of version {version} were found where {_VERSION} is "
-                    "expected; export the model again, or update latent-codec"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except OSError as error:
         raise TablesError(
             f"{path}: the entropy tables cannot be read ({error.strerror or error}); "
@@ -109,13 +163,6 @@ def _read_tensors(path: Path) -> dict[str, NDArray[np.integer]]:
         raise TablesError(
             f"{path}: no safetensors file ({error}); export the model again"
         ) from error
-    found = {name: tensor.dtype for name, tensor in tensors.items()}
-    if found != _DTYPES:
-        raise TablesError(
-            f"{path}: tensors {sorted(found)} were found where {sorted(_DTYPES)} of their integer "
-            "types are expected; export the model again"
-        )
-    return tensors
 
 
 def _split(

@@ -22,6 +22,10 @@ NUM_FRACTIONS = (
 )
 RADIUS = 24  # differences that have an entry of their own; one more at each end is the escape
 ALPHABET = 2 * RADIUS + 3
+FIRST_THRESHOLD_BITS = 3  # 2**3 / 2**8 symbols: below, almost every symbol equals its prediction
+BINS_PER_OCTAVE = 4
+MAX_SHIFT = 18  # low bits; symbols have 20 and their scale at most as many
+_OCTAVE_BITS = 2  # of BINS_PER_OCTAVE
 _HALF = 1 << (FRACTION_BITS - 1)
 
 
@@ -44,6 +48,13 @@ class Choice:
     shifts: NDArray[np.int64]
     bases: NDArray[np.int64]
     flips: NDArray[np.bool_]
+
+    def split(self, count: int) -> "list[Choice]":
+        """Returns the choice as so many of equal size, one after another."""
+        if count == 1:
+            return [self]
+        fields = (self.rows, self.shifts, self.bases, self.flips)
+        return [Choice(*row) for row in zip(*(f.reshape(count, -1) for f in fields), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +93,43 @@ class Tables:
         """Pick the tables for predicted means and scales, both (n,) in units of 2**-8 symbols."""
         shifts = bit_lengths(scales >> WIDE_BITS)
         bins = np.searchsorted(self.thresholds, scales >> shifts, side="right")
-        # The mean of `symbol >> shift`: the low bits take (2**shift - 1) / 2 with them.
-        means = (means - (((1 << shifts) - 1) << (FRACTION_BITS - 1))) >> shifts
-        bases = (means + _HALF) >> FRACTION_BITS
-        distances = means - (bases << FRACTION_BITS)
-        flips = distances < 0
-        fractions = np.minimum(np.abs(distances) * NUM_FRACTIONS // _HALF, NUM_FRACTIONS - 1)
-        return Choice(bins * NUM_FRACTIONS + fractions, shifts, bases, flips)
+        return _choice(means, bins, shifts)
+
+    def choose_logarithmic(
+        self, means: NDArray[np.int64], logarithms: NDArray[np.int64], log_bits: int
+    ) -> Choice:
+        """Pick the tables where scales are given by their binary logarithms.
+
+        Args:
+            means: (n,) in units of 2**-8 symbols.
+            logarithms: (n,) of the scales in symbols, in units of 2**-log_bits.
+            log_bits: At least 2. The thresholds must be those of `bin_thresholds`.
+        """
+        one = 1 << log_bits
+        wide = logarithms - (WIDE_BITS - FRACTION_BITS) * one
+        shifts = np.minimum(np.maximum((wide >> log_bits) + 1, 0), MAX_SHIFT)
+        inside = logarithms - shifts * one + (FRACTION_BITS - FIRST_THRESHOLD_BITS) * one
+        bins = (inside >> (log_bits - _OCTAVE_BITS)) + 1
+        bins = np.minimum(np.maximum(bins, 0), len(self.thresholds))
+        return _choice(means, bins, shifts)
+
+
+def bin_thresholds() -> NDArray[np.int64]:
+    """Return thresholds from 2**-5 to 4 symbols, `BINS_PER_OCTAVE` each time that they double."""
+    num = (WIDE_BITS - FIRST_THRESHOLD_BITS) * BINS_PER_OCTAVE
+    exponents = FIRST_THRESHOLD_BITS + np.arange(num) / BINS_PER_OCTAVE
+    return np.rint(2.0**exponents).astype(np.int64)
+
+
+def _choice(means: NDArray[np.int64], bins: NDArray[np.int64], shifts: NDArray[np.int64]) -> Choice:
+    """Return the choice for means in units of 2**-8 symbols, scale bins and low bits."""
+    # The mean of `symbol >> shift`: the low bits take (2**shift - 1) / 2 with them.
+    means = (means - (((1 << shifts) - 1) << (FRACTION_BITS - 1))) >> shifts
+    bases = (means + _HALF) >> FRACTION_BITS
+    distances = means - (bases << FRACTION_BITS)
+    flips = distances < 0
+    fractions = np.minimum(np.abs(distances) * NUM_FRACTIONS // _HALF, NUM_FRACTIONS - 1)
+    return Choice(bins * NUM_FRACTIONS + fractions, shifts, bases, flips)
 
 
 def bit_lengths(values: NDArray[np.int64]) -> NDArray[np.int64]:

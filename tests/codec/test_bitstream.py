@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,20 @@ from hypothesis import strategies as st
 
 from codec import bitstream
 from codec.bitstream import (
+    FILE_TABLES_ID,
     BitstreamError,
+    ChannelSteps,
     Chunk,
+    CodeIndices,
     ColorMode,
     CorruptFileError,
+    Grid,
     Header,
     InvalidHeaderError,
     LatentFile,
     NewerVersionError,
     NotLatentFileError,
+    OneStep,
     TruncatedFileError,
     UnknownChunkError,
 )
@@ -39,8 +45,7 @@ GOLDEN_HEADER = Header(
     width=20,
     height=10,
     color_mode=ColorMode.GRAY,
-    latent_shape=(1, 2, 3),
-    step=16384,
+    quantizer=OneStep((1, 2, 3), 16384),
     symbols_crc32=zlib.crc32(struct.pack("<6i", *GOLDEN_SYMBOLS)),
     name="kl-f8d4",
 )
@@ -52,6 +57,42 @@ GOLDEN_BYTES = bytes.fromhex(
     "ea8188846a778714"
     "6e6f54450268697078d044"
     "4441544103c0ffee085d898f"
+)
+# Whole files: the tables and the payload decode to the symbols.
+STEPPED_HEADER = dataclasses.replace(
+    GOLDEN_HEADER,
+    coder_id=FILE_TABLES_ID,
+    color_mode=ColorMode.RGB,
+    quantizer=ChannelSteps((2, 1, 3), (16384, 20000)),
+    name="",
+)
+STEPPED_FILE = LatentFile(
+    STEPPED_HEADER,
+    bytes.fromhex("5ce0d62aac137d"),
+    tables=bytes.fromhex("0080020003 20fc280a14 1e02280ac801 1c0301280a14"),
+)
+STEPPED_BYTES = bytes.fromhex(
+    "894c430a01"
+    "484541442a0123456789abcdef00000000000000000011223344556677140a0000010201038080"
+    "01a09c01ea818884f4a99c96"
+    "5441424c160080020003 20fc280a14 1e02280ac801 1c0301280a14 cd699d21"
+    "44415441075ce0d62aac137d55019788"
+)
+GOLDEN_INDICES = ((0, 511), (7, 7, 7, 999, 7, 7, 0, 7))
+INDEX_HEADER = dataclasses.replace(
+    STEPPED_HEADER,
+    quantizer=CodeIndices((Grid(512, 1, 2), Grid(1000, 2, 4))),
+    symbols_crc32=zlib.crc32(struct.pack("<10i", *(i for grid in GOLDEN_INDICES for i in grid))),
+)
+INDEX_FILE = LatentFile(
+    INDEX_HEADER, bytes.fromhex("007fc0701b04f940d414fe41c0"), tables=b"\x00\x00"
+)
+INDEX_BYTES = bytes.fromhex(
+    "894c430a01"
+    "484541442a0123456789abcdef00000000000000000011223344556677140a0000020280040102"
+    "e807020474f92d39def302e9"
+    "5441424c020000d1f3877e"
+    "444154410d007fc0701b04f940d414fe41c0937941ef"
 )
 
 
@@ -75,8 +116,9 @@ def encode_head_body(
     shape: bytes = b"\x01\x02\x03",
     step: bytes = b"\x01",
     end: bytes = b"",
+    coder_id: bytes = bytes(range(8, 16)),
 ) -> bytes:
-    ids = bytes(range(24))
+    ids = bytes(range(8)) + coder_id + bytes(range(16, 24))
     modes = bytes([color_mode]) + name + bytes([quantizer])
     return ids + width + b"\x0a" + modes + shape + step + b"\x00\x00\x00\x00" + end
 
@@ -114,30 +156,47 @@ optional_chunks = st.builds(
 
 
 @st.composite
+def quantizers(draw: st.DrawFn, most: int) -> bitstream.Quantizer:
+    kind = draw(st.sampled_from([OneStep, ChannelSteps, CodeIndices]))
+    if kind is CodeIndices:
+        grids = []
+        for _ in range(draw(st.integers(1, 8))):
+            rows = draw(st.integers(1, min(2**20, most // 8)))
+            columns = draw(st.integers(1, min(2**20, most // (8 * rows))))
+            grids.append(Grid(draw(st.integers(2, 2**16)), rows, columns))
+        return CodeIndices(tuple(grids))
+    channels = draw(st.integers(1, 2**10 if kind is OneStep else 40))
+    rows = draw(st.integers(1, min(2**20, most // channels)))
+    columns = draw(st.integers(1, min(2**20, most // (channels * rows))))
+    shape, steps = (channels, rows, columns), st.integers(1, 2**32 - 1)
+    if kind is OneStep:
+        return OneStep(shape, draw(steps))
+    return ChannelSteps(shape, tuple(draw(st.lists(steps, min_size=channels, max_size=channels))))
+
+
+@st.composite
 def headers(draw: st.DrawFn) -> Header:
     width = draw(st.integers(1, 2**20))
     height = draw(st.integers(1, min(2**20, 2**31 // width)))
-    most = min(2**30, 16 * max(width * height, 2**16))
-    channels = draw(st.integers(1, 2**10))
-    rows = draw(st.integers(1, min(2**20, most // channels)))
-    columns = draw(st.integers(1, min(2**20, most // (channels * rows))))
     return Header(
         latent_id=draw(ids),
-        coder_id=draw(ids),
+        coder_id=draw(ids | st.just(FILE_TABLES_ID)),
         decoder_id=draw(ids),
         width=width,
         height=height,
         color_mode=draw(st.sampled_from(ColorMode)),
-        latent_shape=(channels, rows, columns),
-        step=draw(st.integers(1, 2**32 - 1)),
+        quantizer=draw(quantizers(min(2**30, 16 * max(width * height, 2**16)))),
         symbols_crc32=draw(st.integers(0, 2**32 - 1)),
         name=draw(names),
     )
 
 
-files = st.builds(
-    LatentFile, headers(), st.binary(max_size=400), st.lists(optional_chunks, max_size=4).map(tuple)
-)
+@st.composite
+def files(draw: st.DrawFn) -> LatentFile:
+    header = draw(headers())
+    tables = draw(st.binary(max_size=300)) if header.coder_id == FILE_TABLES_ID else None
+    chunks = draw(st.lists(optional_chunks, max_size=4))
+    return LatentFile(header, draw(st.binary(max_size=400)), tuple(chunks), tables)
 
 
 class TricklingStream(io.BytesIO):
@@ -158,16 +217,25 @@ class GreedyStream(io.BytesIO):
         return super().read(size)
 
 
-def test_golden_bytes_are_written_and_read() -> None:
-    assert bitstream.dumps(GOLDEN_FILE) == GOLDEN_BYTES
-    assert bitstream.loads(GOLDEN_BYTES) == GOLDEN_FILE
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [
+        (GOLDEN_FILE, GOLDEN_BYTES),
+        (STEPPED_FILE, STEPPED_BYTES),
+        (INDEX_FILE, INDEX_BYTES),
+    ],
+)
+def test_golden_bytes_are_written_and_read(file: LatentFile, data: bytes) -> None:
+    assert bitstream.dumps(file) == data
+    assert bitstream.loads(data) == file
 
 
-def test_the_specification_shows_the_golden_file() -> None:
+def test_the_specification_shows_the_golden_files() -> None:
     specification = Path(bitstream.__file__).with_name("FORMAT.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```hex\n(.*?)```", specification, re.DOTALL)
-    shown = re.findall(r"^((?: *[0-9a-f]{2}\b)+)", example, re.MULTILINE)
-    assert bytes.fromhex("".join(shown)) == GOLDEN_BYTES
+    examples = re.findall(r"```hex\n(.*?)```", specification, re.DOTALL)
+    shown = [re.findall(r"^((?: *[0-9a-f]{2}\b)+)", text, re.MULTILINE) for text in examples]
+    found = [bytes.fromhex("".join(lines)) for lines in shown]
+    assert found == [GOLDEN_BYTES, STEPPED_BYTES, INDEX_BYTES]
 
 
 def test_independently_encoded_file_is_read() -> None:
@@ -180,7 +248,7 @@ def test_independently_encoded_file_is_read() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(files)
+@given(files())
 def test_round_trip(file: LatentFile) -> None:
     data = bitstream.dumps(file)
     assert bitstream.loads(data) == file
@@ -207,7 +275,10 @@ def test_write_returns_the_size_and_reads_back(tmp_path: Path) -> None:
 
 def test_overhead_of_an_ordinary_file_is_small() -> None:
     header = dataclasses.replace(
-        GOLDEN_HEADER, width=4000, height=3000, latent_shape=(4, 375, 500), step=2**21 - 1
+        GOLDEN_HEADER,
+        width=4000,
+        height=3000,
+        quantizer=OneStep((4, 375, 500), 2**21 - 1),
     )
     payload = bytes(200_000)
     assert len(bitstream.dumps(LatentFile(header, payload))) - len(payload) <= 80
@@ -286,8 +357,8 @@ def test_damaged_optional_chunk_is_refused() -> None:
 
 
 def test_unknown_required_chunk_is_refused() -> None:
-    with pytest.raises(UnknownChunkError, match=r"chunk TABL, .* update latent-codec"):
-        bitstream.loads(START + HEAD + encode_chunk(b"TABL", b"") + DATA)
+    with pytest.raises(UnknownChunkError, match=r"chunk TREE, .* update latent-codec"):
+        bitstream.loads(START + HEAD + encode_chunk(b"TREE", b"") + DATA)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +378,73 @@ def test_unknown_required_chunk_is_refused() -> None:
 def test_wrong_arrangement_is_refused(arrangement: bytes, message: str) -> None:
     with pytest.raises(CorruptFileError, match=message):
         bitstream.loads(START + arrangement)
+
+
+OWN_HEAD = encode_chunk(b"HEAD", encode_head_body(coder_id=bytes(8)))
+TABLES = encode_chunk(b"TABL", b"tables")
+
+
+def test_tables_travel_where_the_coder_id_says_so() -> None:
+    note = encode_chunk(b"noTE", b"")
+    file = bitstream.loads(START + OWN_HEAD + note + TABLES + DATA)
+    assert (file.tables, file.payload) == (b"tables", b"payload")
+    assert file.chunks == (Chunk("noTE", b""),)
+
+
+@pytest.mark.parametrize(
+    ("arrangement", "message"),
+    [
+        (HEAD + TABLES + DATA, "TABL chunk beside the coder id 08090a0b0c0d0e0f"),
+        (OWN_HEAD + DATA, "no TABL chunk, which its coder id 0000000000000000 asks for"),
+        (OWN_HEAD + TABLES + TABLES + DATA, "second TABL chunk"),
+        (OWN_HEAD + TABLES + encode_chunk(b"noTE", b"") + DATA, "chunk noTE between TABL and DATA"),
+        (OWN_HEAD + DATA + TABLES, "no TABL chunk"),
+        (TABLES + OWN_HEAD + DATA, "first chunk is TABL"),
+        (
+            OWN_HEAD + b"TABL" + encode_varint(2**18 + 1),
+            "TABL chunk claims 262145 bytes; expected at most 262144",
+        ),
+    ],
+)
+def test_tables_out_of_place_are_refused(arrangement: bytes, message: str) -> None:
+    with pytest.raises(CorruptFileError, match=message):
+        bitstream.loads(START + arrangement)
+
+
+def test_tables_go_with_the_coder_id_also_when_writing() -> None:
+    with pytest.raises(BitstreamError, match="id fedcba9876543210 and its own tables"):
+        dataclasses.replace(GOLDEN_FILE, tables=b"")
+    with pytest.raises(BitstreamError, match="id 0000000000000000 and no tables"):
+        dataclasses.replace(STEPPED_FILE, tables=None)
+    with pytest.raises(BitstreamError, match="tables have 262145 bytes"):
+        dataclasses.replace(STEPPED_FILE, tables=bytes(2**18 + 1))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: OneStep((1, 2, 3), 2**32), "step is 4294967296"),
+        (lambda: OneStep((1025, 1, 1), 1), "latent channel count is 1025"),
+        (lambda: ChannelSteps((2, 1, 1), (1,)), "step count is 1; expected 2 to 2"),
+        (lambda: ChannelSteps((513, 1, 1), (1,) * 513), "latent channel count is 513"),
+        (lambda: CodeIndices(()), "number of codebooks is 0"),
+        (lambda: CodeIndices((Grid(2, 1, 1),) * 9), "number of codebooks is 9"),
+    ],
+)
+def test_quantisers_cannot_be_made_from_bad_values(
+    build: Callable[[], bitstream.Quantizer], message: str
+) -> None:
+    with pytest.raises(InvalidHeaderError, match=message):
+        build()
+
+
+def test_largest_header_fits() -> None:
+    quantizer = ChannelSteps((512, 1, 2**20), (2**32 - 1,) * 512)
+    header = dataclasses.replace(
+        GOLDEN_HEADER, width=2**20, height=2**11, quantizer=quantizer, name="x" * 64
+    )
+    file = LatentFile(header, b"")
+    assert bitstream.loads(bitstream.dumps(file)) == file
 
 
 def test_as_many_optional_chunks_as_allowed() -> None:
@@ -338,8 +476,31 @@ def test_length_in_another_form_is_refused(length: bytes) -> None:
         ({"width": b"\x94\x00"}, "width is not a 32-bit number in its shortest form"),
         ({"width": b"\xff\xff\xff\xff\x1f"}, "width is not a 32-bit number"),
         ({"color_mode": 2}, "colour mode 2 .* update latent-codec"),
-        ({"quantizer": 1}, "quantiser 1; .* update latent-codec"),
-        ({"quantizer": 1, "shape": b"", "step": b""}, "quantiser 1; .* update latent-codec"),
+        ({"quantizer": 3}, "quantiser 3; .* quantisers up to 2: update latent-codec"),
+        ({"quantizer": 3, "shape": b"", "step": b""}, "quantiser 3; .* update latent-codec"),
+        ({"quantizer": 1, "shape": b"\x06\x02\x03"}, "ends after 37 bytes, before .* its steps"),
+        ({"quantizer": 1, "shape": b"\x00\x02\x03"}, "latent channel count is 0"),
+        ({"quantizer": 1, "shape": b"\x81\x04\x02\x03"}, "channel count is 513; expected 1 to 512"),
+        ({"quantizer": 1, "step": b"\x00"}, "step is 0; expected 1 to 4294967295"),
+        ({"quantizer": 1, "step": b"\x81\x00"}, "steps is not a 32-bit number in its shortest"),
+        (
+            {"quantizer": 2, "shape": b"\x00", "step": b""},
+            "number of codebooks is 0; expected 1 to 8",
+        ),
+        (
+            {"quantizer": 2, "shape": b"\x09", "step": b""},
+            "number of codebooks is 9; expected 1 to 8",
+        ),
+        (
+            {"quantizer": 2, "shape": b"\x01\x01\x02", "step": b"\x03"},
+            "codes is 1; expected 2 to 65",
+        ),
+        (
+            {"quantizer": 2, "shape": b"\x01" + encode_varint(2**16 + 1) + b"\x02"},
+            "number of codes is 65537; expected 2 to 65536",
+        ),
+        ({"quantizer": 2, "shape": b"\x01\x02\x00", "step": b"\x03"}, "index rows is 0"),
+        ({"quantizer": 2, "shape": b"\x01\x02\x01", "step": b"\x00"}, "index columns is 0"),
         ({"name": b"\x02\xc3("}, "name is .* expected UTF-8"),
         ({"name": b"\x03\xed\xa0\x80"}, "name is .* expected UTF-8"),
         ({"name": b"\x05\x1b[31m"}, "name is .* without control characters"),
@@ -377,8 +538,14 @@ def test_every_shortened_header_is_refused() -> None:
         ({"decoder_id": "0123456789abcdef\n"}, "expected 16 lowercase hexadecimal digits"),
         ({"width": 2**17, "height": 2**15}, "pixel count is 4294967296"),
         ({"width": -1, "height": -1}, "width is -1"),
-        ({"latent_shape": (1024, 64, 17)}, "symbol count is 1114112; expected 1 to 1048576"),
-        ({"step": 2**32}, "step is 4294967296"),
+        (
+            {"quantizer": OneStep((1024, 64, 17), 1)},
+            "symbol count is 1114112; expected 1 to 1048576",
+        ),
+        (
+            {"quantizer": CodeIndices((Grid(2, 2**20, 1), Grid(2, 1, 1)))},
+            "symbol count is 1048577; expected 1 to 1048576",
+        ),
         ({"symbols_crc32": -1}, "symbol checksum is -1"),
         ({"name": "a\nb"}, "without control characters"),
         ({"name": "\ud800"}, "expected UTF-8"),
@@ -398,8 +565,7 @@ def test_largest_values_fit() -> None:
         width=2**20,
         height=2**11,
         color_mode=ColorMode.RGB,
-        latent_shape=(2**10, 1, 2**20),
-        step=2**32 - 1,
+        quantizer=OneStep((2**10, 1, 2**20), 2**32 - 1),
         symbols_crc32=2**32 - 1,
         name="x" * 64,
     )

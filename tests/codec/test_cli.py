@@ -58,7 +58,9 @@ def test_file_becomes_a_file_and_comes_back(
     packed, back = tmp_path / "one.lc", tmp_path / "back.png"
     assert run("encode", tree / "one.png", "-o", packed) == 0
     size = packed.stat().st_size
-    assert capsys.readouterr().out == f"{packed}  {size} bytes  {8 * size / 768:.3f} bpp\n"
+    assert capsys.readouterr().out == (
+        f"{packed}  {size} bytes  {8 * size / 768:.3f} bpp  quality 50\n"
+    )
     assert run("decode", packed, "-o", back) == 0
     expected = Codec.from_pretrained().decompress(packed)
     np.testing.assert_array_equal(images.load(back).pixels, np.asarray(expected))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from codec import Codec, LatentAutoencoder, backbone, bitstream, catalog, device, images, quantizer
-from codec.bitstream import InvalidHeaderError
+from codec.bitstream import InvalidHeaderError, OneStep
 from codec.catalog import UnknownModelError
 from codec.device import DeviceError
 from codec.identity import ModelError
@@ -298,7 +298,12 @@ def test_other_symbols_than_coded_are_never_a_picture(codec: Codec, pixels: Make
 
 
 @pytest.mark.parametrize(
-    "changes", [{"width": 9}, {"latent_shape": (4, 4, 5)}, {"latent_shape": (3, 4, 4)}]
+    "changes",
+    [
+        {"width": 9},
+        {"quantizer": OneStep((4, 4, 5), 100)},
+        {"quantizer": OneStep((3, 4, 4), 100)},
+    ],
 )
 def test_sizes_that_do_not_fit_are_refused(
     codec: Codec, pixels: MakePixels, changes: dict[str, Any]
@@ -326,64 +331,13 @@ def test_broken_model_directories_are_named(model_dir: Path, tmp_path: Path) -> 
         Codec.from_pretrained(copied)
 
 
-# ---- other people's autoencoders
-
-
-def foreign_models() -> dict[str, Any]:
-    import diffusers
-
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "norm_num_groups": 4}
-    blocks |= {"up_block_types": ("UpDecoderBlock2D",) * 2, "block_out_channels": (8, 8)}
-    return {
-        "AutoencoderKL": diffusers.AutoencoderKL(**blocks, latent_channels=4),
-        "VQModel": diffusers.VQModel(**blocks, latent_channels=3, num_vq_embeddings=16),
-        "AutoencoderTiny": diffusers.AutoencoderTiny(
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            num_encoder_blocks=(1, 1),
-            num_decoder_blocks=(1, 1),
-        ),
-        "AutoencoderDC": diffusers.AutoencoderDC(
-            latent_channels=4,
-            attention_head_dim=2,
-            encoder_block_types=("ResBlock", "ResBlock"),
-            decoder_block_types=("ResBlock", "ResBlock"),
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            encoder_qkv_multiscales=((), ()),
-            decoder_qkv_multiscales=((), ()),
-            encoder_layers_per_block=(1, 1),
-            decoder_layers_per_block=(1, 1),
-        ),
-    }
-
-
-@pytest.mark.parametrize("name", ["AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC"])
-def test_autoencoders_of_diffusers_encode_and_decode(
-    name: str, tmp_path: Path, pixels: MakePixels
-) -> None:
-    model = foreign_models()[name]
-    model.save_pretrained(tmp_path / "vae")
-    codec = Codec.from_pretrained(tmp_path, device="cpu", dtype="fp32")
-    assert codec.name == name
-    latents = codec.encode([pixels(12, 16), pixels(12, 16, 1)])
-    assert latents.shape == (2, codec.latent_channels, 6, 8)
-    raw_latents = backbone.encode_raw(
-        model, torch.from_numpy(images.to_unit(pixels(12, 16)))[None]
-    ).detach()
-    scale = model.config.get("scaling_factor") or 1.0
-    torch.testing.assert_close(latents[:1], raw_latents * scale, atol=1e-4, rtol=1e-4)
-    assert codec.decode(latents).shape == (2, 3, 12, 16)
-    with pytest.raises(MissingCoderError, match="latents but no files"):
-        codec.compress(pixels(8, 8))
-    with pytest.raises(MissingCoderError):
-        codec.pack(latents[0])
-
-
 def test_model_at_hand_is_wrapped() -> None:
     codec = Codec(LatentAutoencoder(), device="cpu", dtype=torch.float32)
-    assert codec.encode(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 8, 8)
+    latents = codec.encode(torch.zeros(1, 3, 64, 64))
+    assert latents.shape == (1, 4, 8, 8)
+    assert codec.info is None
+    with pytest.raises(MissingCoderError, match=r"without a directory .*save_pretrained"):
+        codec.pack(latents)
 
 
 # ---- devices and dtypes

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from codec import console, images
 from eval import benchmark, cli
 from eval.lpips import BackboneMissingError
+from eval.terminal import EXTRA_MODULES
 
 Pixels = NDArray[np.uint8]
 
@@ -148,7 +149,7 @@ def test_a_package_that_is_not_installed_is_named() -> None:
     message = r"'skimage'.*latent-codec\[eval\]"
 
     def needs() -> AbstractContextManager[None]:
-        return console.needs_extra("eval", cli._EXTRA_MODULES)
+        return console.needs_extra("eval", EXTRA_MODULES)
 
     with pytest.raises(console.MissingExtraError, match=message), needs():
         raise ModuleNotFoundError("No module named 'skimage.metrics'", name="skimage.metrics")

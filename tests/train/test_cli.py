@@ -46,6 +46,22 @@ def test_errors_are_one_sentence(
     assert call(monkeypatch, "export") == 2
 
 
+def test_an_unusable_output_folder_is_wrong_use(
+    monkeypatch: pytest.MonkeyPatch,
+    make_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(make_config().model_dump(mode="json")))
+    (tmp_path / "run").write_text("a file")
+    for options in ([], ["--resume"]):
+        assert call(monkeypatch, path, *options) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert error.startswith(f"error: found run.output_dir {tmp_path / 'run'} unusable")
+
+
 def test_a_dry_run_prints_everything_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     make_config: Callable[..., TrainConfig],

@@ -98,6 +98,7 @@ def test_a_loader_starts_anywhere(make_dataset: Callable[..., CropDataset], cach
     assert whole.indices.tolist() == list(range(16))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 def test_loader_processes_change_nothing_and_report_what_they_cannot_read(
     make_dataset: Callable[..., CropDataset], photos: Path, broken: Path
 ) -> None:

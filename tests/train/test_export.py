@@ -237,7 +237,7 @@ KL = {
     ],
     ids=["vq", "fsq", "vq2", "conditional", "vector", "autoencoder_kl"],
 )
-def test_what_files_cannot_carry_becomes_a_plain_directory(
+def test_what_has_no_tables_becomes_a_plain_directory(
     make_config: MakeConfig,
     photos: Path,
     tmp_path: Path,
@@ -258,9 +258,11 @@ def test_what_files_cannot_carry_becomes_a_plain_directory(
     run_dir, output = Path(config.run.output_dir), tmp_path / "plain"
     result = command(run_dir, "-o", output)
     assert names(output) == PLAIN_FILES
-    assert "come with a later release" in result.stderr
+    assert "whose files bring their own tables" in result.stderr
     assert result.stderr.count("\n") == 1
-    assert "Files: none" in (output / "README.md").read_text()
+    assert "Files, which bring their own tables" in (output / "README.md").read_text()
+    codec = Codec.from_pretrained(output)
+    assert codec.decompress(codec.compress(photos / "image0.png")).size == (64, 48)
 
     stored = load_file(output / "diffusion_pytorch_model.safetensors")
     for name, tensor in averaged(run_dir).items():

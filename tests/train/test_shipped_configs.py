@@ -34,6 +34,8 @@ def settings(name: str, photos: Path, run_dir: Path) -> dict[str, dict[str, Any]
             values["loss"] |= {"perceptual_weight": 0.0}
     if values["adversarial"]["disc_weight"]:
         values["adversarial"] |= {"disc_start": 4, "disc_warmup": 2}
+    if values["rate"]["rate_weight"]:
+        values["rate"] |= {"rate_start": 4, "rate_warmup": 2, "rate_ramp": 0}
     values["run"] |= {
         "output_dir": str(run_dir),
         "batch_size": 2,

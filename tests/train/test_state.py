@@ -1,6 +1,7 @@
 """Checkpoints survive kills, damage and rotation; what they hold comes back exactly."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -174,6 +175,18 @@ def test_best_holds_weights_and_their_figures(tmp_path: Path) -> None:
     assert load_checkpoint(best).states == {}
     assert list_checkpoints(tmp_path) == []  # it is nothing to resume from
     json.loads((best / "manifest.json").read_text())["figures.json"]  # damage there is seen too
+
+
+def test_figures_of_the_best_are_json_whatever_they_are(tmp_path: Path) -> None:
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} is no JSON")
+
+    figures = {"val/psnr": math.nan, "val/rate_bpp": 0.2, "a": math.inf, "b": -math.inf}
+    folder = save_best(tmp_path, tensors(1), figures, Progress(2, 1, 1.0))
+    found = json.loads((folder / "figures.json").read_text(), parse_constant=refuse)
+    assert found == {**dict.fromkeys(figures), "val/rate_bpp": 0.2}
+    assert best_checkpoint(tmp_path) == folder
+    assert read_best(tmp_path) == {"val/rate_bpp": 0.2}
 
 
 def test_fill_copies_into_the_model_itself(tmp_path: Path) -> None:

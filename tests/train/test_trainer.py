@@ -3,10 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,29 +15,12 @@ import yaml
 from train.losses import LossTerms
 from train.meter import Meter
 from train.sections import TrainConfig
-from train.state import ResumeError, list_checkpoints, load_checkpoint
+from train.state import ResumeError, list_checkpoints
 from train.step import StepResult
 from train.trainer import Trainer, TrainingError
 
 MakeConfig = Callable[..., TrainConfig]
-
-
-def states(run_dir: Path) -> dict[str, torch.Tensor]:
-    """All that the newest checkpoint holds: weights, average, codebook, optimizers, adversaries."""
-    checkpoint = load_checkpoint(list_checkpoints(run_dir)[-1])
-    return dict(flatten("", [checkpoint.tensors, checkpoint.states]))
-
-
-def flatten(prefix: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, Mapping):
-        value = value.items()
-    elif isinstance(value, list | tuple):
-        value = enumerate(value)
-    else:
-        yield prefix, value if isinstance(value, torch.Tensor) else torch.tensor(hash(value))
-        return
-    for name, part in value:
-        yield from flatten(f"{prefix}/{name}", part)
+States = Callable[[Path], dict[str, torch.Tensor]]
 
 
 def hook(trainer: Trainer, before_each_step: Callable[[], None]) -> None:
@@ -52,11 +32,6 @@ def hook(trainer: Trainer, before_each_step: Callable[[], None]) -> None:
         return step(*arguments)
 
     trainer.stepper.run = run  # type: ignore[method-assign]
-
-
-def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 ADVERSARIAL = {
@@ -106,7 +81,11 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    make_config: MakeConfig, tmp_path: Path, kind: str
+    make_config: MakeConfig,
+    tmp_path: Path,
+    kind: str,
+    states: States,
+    assert_same: Callable[..., None],
 ) -> None:
     shared = KINDS[kind]
     sections = {name: part for name, part in shared.items() if name != "run"}
@@ -122,28 +101,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert interrupted.run().images_seen == 6  # in the middle of an epoch of six images
     assert Trainer(make_config(**sections, run=run), resume=True).run().images_seen == 20
     assert_same(states(tmp_path / "whole"), states(tmp_path / "parts"))
-
-
-def test_sigkill_and_resume(make_config: MakeConfig, tmp_path: Path) -> None:
-    # The same path for both: it is part of the configuration, not of the result.
-    every = {"checkpoint_minutes": 1e-9, "max_images": 24, "seed": 5}
-    whole = make_config(run={**every, "output_dir": str(tmp_path / "whole")})
-    Trainer(whole).run()
-
-    config = make_config(run={**every, "output_dir": str(tmp_path / "killed")})
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "train.cli", str(path)]
-    process = subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 240
-    while not list_checkpoints(tmp_path / "killed") and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    Trainer(config, resume=True).run()
-    assert_same(states(tmp_path / "whole"), states(tmp_path / "killed"))
 
 
 def test_records(make_config: MakeConfig, tmp_path: Path, photos: Path) -> None:
@@ -239,7 +196,7 @@ def test_starting_over_and_resuming_nothing_are_refused(make_config: MakeConfig)
         Trainer(make_config(model={"latent_channels": 8}), resume=True)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make_config: MakeConfig) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(make_config: MakeConfig, states: States) -> None:
     trainer = Trainer(make_config(run={"checkpoint_minutes": 1e-9}))
 
     def poison() -> None:
@@ -257,7 +214,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config: MakeConfig) -> Non
 
 
 @pytest.mark.parametrize("where", ["data", "discriminator"])
-def test_the_state_before_a_bad_step_is_saved(make_config: MakeConfig, where: str) -> None:
+def test_the_state_before_a_bad_step_is_saved(
+    make_config: MakeConfig, where: str, states: States
+) -> None:
     """No checkpoint is due yet, but what was learned is good."""
     disc = {"disc_weight": 1.0, "disc_start": 10**6, "disc_warmup": 10**6, "disc_layers": 1}
     trainer = Trainer(make_config(adversarial=disc))

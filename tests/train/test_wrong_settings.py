@@ -1,12 +1,15 @@
 """What cannot be trained is refused in one sentence, before anything is written."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from codec.errors import LatentCodecError
+from train.config import ConfigError
+from train.run_state import OutputDirError, check_output_dir
 from train.sections import TrainConfig
 from train.trainer import Trainer
 
@@ -74,6 +77,85 @@ def test_it_is_refused(case: str, make_config: MakeConfig, tmp_path: Path) -> No
     with pytest.raises(LatentCodecError, match=message):
         Trainer(make_config(**sections))
     assert not (tmp_path / "run").exists()
+
+
+KL_LEVELS = {
+    "architecture": "autoencoder_kl",
+    "block_out_channels": [32, 32, 64],
+    "encoder_layers": [1, 1, 1],
+    "decoder_layers": [1, 1, 1],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("decoder_layers", [1, 1, 2]),
+        ("decoder_block_out_channels", [32, 32, 32]),
+        ("posterior_std", 0.2),
+        ("codebook_size", 16),
+        ("codebook_cosine", True),
+        ("fsq_levels", [5, 5, 5, 5]),
+    ],
+)
+def test_autoencoder_kl_does_not_ignore_a_setting(
+    name: str, value: Any, make_config: MakeConfig
+) -> None:
+    with pytest.raises(ConfigError, match=rf"autoencoder_kl does not use model\.{name} ") as error:
+        make_config(model={**KL_LEVELS, name: value})
+    assert str(value) in str(error.value)
+    make_config(model={**KL_LEVELS, name: value, "init_from": "somewhere"})  # of another shape
+
+
+@pytest.mark.parametrize(
+    "same",
+    [{}, {"posterior_std": None}, {"decoder_block_out_channels": [32, 32, 64]}],
+    ids=["defaults", "learned", "widths"],
+)
+def test_autoencoder_kl_takes_what_it_does_anyway(
+    same: dict[str, Any], make_config: MakeConfig
+) -> None:
+    assert make_config(model={**KL_LEVELS, **same}).model.architecture == "autoencoder_kl"
+
+
+@pytest.fixture
+def without_privileges() -> Iterator[None]:
+    """Permissions hold inside, also where the tests run as root."""
+    if (user := os.geteuid()) != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("place", ["run", "run/below", "run/far/below"])
+def test_a_file_in_the_place_of_the_output_folder(
+    place: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(OutputDirError, match=r"run\.output_dir .* Not a directory"):
+        Trainer(make_config(run={"output_dir": str(tmp_path / place)}))
+    assert (tmp_path / "run").read_text() == "a file"
+
+
+@pytest.mark.parametrize("place", ["locked", "locked/run"])
+def test_an_output_folder_without_permission(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    request.getfixturevalue("without_privileges")
+    with pytest.raises(OutputDirError, match=r"run\.output_dir .* Permission denied"):
+        check_output_dir(tmp_path / place)
+
+
+def test_looking_at_the_output_folder_leaves_nothing(tmp_path: Path) -> None:
+    check_output_dir(tmp_path / "some" / "run")
+    assert list(tmp_path.iterdir()) == []
+    check_output_dir(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

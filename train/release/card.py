@@ -48,7 +48,7 @@ class CardFacts:
         config: the run's resolved configuration.
         records: what the run wrote down.
         spoken: the model whose latents these are, if they are not its own.
-        has_files: whether the model makes and reads `.lc` files.
+        has_tables: whether the model has tables for its files, which else bring their own.
     """
 
     name: str
@@ -56,7 +56,7 @@ class CardFacts:
     config: TrainConfig
     records: RunRecords
     spoken: str | None
-    has_files: bool
+    has_tables: bool
 
 
 def read_records(run_dir: Path, checkpoint: Path, *, best: bool) -> RunRecords:
@@ -104,10 +104,8 @@ def render_card(facts: CardFacts) -> str:
 
 def _uses(facts: CardFacts) -> list[str]:
     uses = ["Latents: `codec.Codec.from_pretrained(DIR)`, or diffusers with DIR as a `vae`."]
-    if facts.has_files:
-        uses.append("Files: `latent-codec encode IMAGE -o OUT.lc --model DIR`.")
-    else:
-        uses.append("Files: none; this release has no `.lc` format for such latents.")
+    own = "" if facts.has_tables else ", which bring their own tables"
+    uses.append(f"Files{own}: `latent-codec encode IMAGE -o OUT.lc --model DIR`.")
     if facts.spoken is not None:
         uses.append(f"The latents are those of {facts.spoken}, with its statistics.")
     return uses

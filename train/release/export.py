@@ -2,14 +2,13 @@
 
 Continuous latents become a codec that makes and reads files. A model that speaks the latents of a
 codec at hand, a distilled student or a decoder tuned on a frozen encoder, takes over that codec's
-statistics, tables and quality scale, and reads its files. What this release's files cannot carry
-becomes a plain diffusers directory.
+statistics, tables and quality scale, and reads its files. Models of class labels, single vectors
+and AutoencoderKL become a plain diffusers directory, whose files bring their own tables. A run of
+an entropy model goes to `train.release.entropy`.
 """
 
 import math
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,28 +19,24 @@ from torch import nn
 from codec import backbone
 from codec.autoencoder import LatentAutoencoder
 from codec.catalog import model_directory
-from codec.checkpoint import CODEC_FILE, ModelInfo, finalize, read_info
-from codec.entropy.fit import fit
-from codec.errors import LatentCodecError
+from codec.checkpoint import CODEC_FILE, DEFAULT_QUALITY, ModelInfo, finalize, read_info
 from codec.identity import CONFIG_FILE, ENTROPY_FILE, read_json
 from eval.latents.statistics import LatentStatistics
 from train.build import build_model
 from train.config import load_config
 from train.data import CropDataset
+from train.entropy.sections import EntropyConfig
 from train.release.card import CardFacts, read_records, write_card
+from train.release.coders import fit_one_step
+from train.release.entropy import export_entropy
+from train.release.folders import ExportError, new_folder, refuse_folder
 from train.release.latents import measure_crops, measure_images
 from train.samples.pool import open_sources
 from train.sections import TrainConfig
 from train.state import best_checkpoint, fill, latest_good, load_checkpoint
 
-FIT_QUALITIES = (1, 15, 30, 40, 50, 60, 70, 85, 100)
-DEFAULT_QUALITY = 50
 STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 """Entries of config.json that describe the latents, in the order of `LatentStatistics`."""
-
-
-class ExportError(LatentCodecError):
-    """A run cannot be exported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +61,7 @@ def export_run(
     name: str | None = None,
     quality_50_step: float | None = None,
     default_quality: int | None = None,
-    licence: str,
+    licence: str | None = None,
     best: bool = False,
     force: bool = False,
 ) -> ModelInfo | None:
@@ -81,45 +76,50 @@ def export_run(
             noise trained with.
         default_quality: the quality of files when none is asked for; by default that of the codec
             whose latents these are, else 50.
-        licence: of the weights, as the card and codec.json state it.
+        licence: of the weights, as the card and codec.json state it; by default that of the codec
+            that an entropy model was trained for, else a hint at the images.
         best: take the weights with the best held-out figures, not the newest.
         force: replace an existing directory.
 
     Returns:
-        What codec.json says; None for latents that files cannot carry, whose directory has none.
+        What codec.json says; None for a plain directory, which has none.
 
     Raises:
         ExportError: there is no such checkpoint, or the output exists.
     """
     checkpoint = choose_checkpoint(run_dir, best=best)
-    if output.exists() and not force:
-        raise ExportError(f"{output} already exists: choose another folder or add --force")
+    refuse_folder(output, force=force)
     config = load_config(run_dir / "config.yaml")
+    if isinstance(config, EntropyConfig):
+        return export_entropy(
+            config,
+            run_dir,
+            checkpoint,
+            output,
+            name=name,
+            quality_50_step=quality_50_step,
+            default_quality=default_quality,
+            licence=licence,
+            best=best,
+        )
     model = averaged_model(config, checkpoint)
     origin = latent_origin(config)
     records = read_records(run_dir, checkpoint, best=best)
-    has_files = fits_files(config, model)
+    has_tables = fits_tables(config, model)
     facts = CardFacts(
         name=name or output.name,
-        licence=licence,
+        licence=licence or "see the licence of the training images",
         config=config,
         records=records,
         spoken=origin.name if origin else None,
-        has_files=has_files,
+        has_tables=has_tables,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as temporary:
-        partial = Path(temporary) / output.name
-        if has_files:
+    with new_folder(output) as partial:
+        if has_tables:
             write_codec(partial, model, facts, origin, quality_50_step, default_quality)
         else:
             write_plain(partial, model, facts, origin)
-        for path in partial.iterdir():
-            path.chmod(0o644)  # the weights' file is private as diffusers writes it
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(partial, output)
-    return read_info(output) if has_files else None
+    return read_info(output) if has_tables else None
 
 
 def choose_checkpoint(run_dir: Path, *, best: bool) -> Path:
@@ -152,8 +152,8 @@ def averaged_model(config: TrainConfig, checkpoint: Path) -> Any:
     return model.eval()
 
 
-def fits_files(config: TrainConfig, model: Any) -> bool:
-    """Whether `.lc` files of this release can carry the latents, and nothing else is needed."""
+def fits_tables(config: TrainConfig, model: Any) -> bool:
+    """Whether tables can be fitted to the latents of whole images."""
     settings = model.config
     return (
         isinstance(model, LatentAutoencoder)
@@ -186,9 +186,7 @@ def write_codec(
         latents, measured = measure_images(model, open_sources(config.data))
         stated = read_json(origin.directory / CONFIG_FILE) if origin else _stated(measured)
         _write_model(folder, model, stated, facts)
-        scales = [2 ** ((50 - quality) / 12) for quality in FIT_QUALITIES]
-        coder = fit(latents, [max(1, round(step * scale * 2**16)) for scale in scales])
-        coder.save(folder / ENTROPY_FILE)
+        fit_one_step(latents, step).save(folder / ENTROPY_FILE)
     finalize(
         folder,
         name=facts.name,

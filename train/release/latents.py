@@ -10,6 +10,8 @@ from rich.progress import track
 from torch import nn
 
 from codec import backbone, images
+from codec.architectures import latent_channels
+from codec.console import print_warning
 from codec.device import choose_device, choose_dtype
 from eval.latents.statistics import LatentStatistics, StreamingStatistics
 from train.data import CropDataset, to_unit
@@ -22,27 +24,42 @@ BATCH = 8
 
 @torch.no_grad()
 def measure_images(
-    model: Any, source: ImageSource
+    model: Any, source: ImageSource, max_side: int | None = None
 ) -> tuple[list[NDArray[np.float32]], LatentStatistics]:
-    """Raw latents float32 (C, h, w) of whole images, spread evenly over a source; and statistics.
+    """Raw latents float32 (C, h, w) of images spread evenly over a source; and statistics.
+
+    Args:
+        model: any autoencoder.
+        source: the images.
+        max_side: take the middle of sides that are longer, in pixels; None for whole images.
 
     Raises:
         DataError: none of the images can be read; single broken ones are left out.
     """
     model = _to_fastest(model)
-    statistics = StreamingStatistics(model.config.latent_channels)
+    statistics = StreamingStatistics(latent_channels(model.config))
+    multiple = getattr(model, "multiple", backbone.downscale_factor(model))
     latents = []
     spread = np.linspace(0, len(source) - 1, min(NUM_IMAGES, len(source))).round().astype(int)
     for number in track(spread.tolist(), "latents of training images", transient=True):
         try:
-            pixels = images.pad(source.load(number), model.multiple)
-        except images.ImageError:
+            pixels = images.pad(_middle(source.load(number), max_side), multiple)
+        except images.ImageError as error:
+            print_warning(f"left out: {error}")
             continue
         latents.append(backbone.encode_pixels(model, pixels))
         statistics.update(latents[-1])
     if not latents:
-        raise DataError(f"none of {len(spread)} training images can be read: check data")
+        raise DataError(f"none of {len(spread)} images can be read: check {source.name}")
     return latents, statistics.finish()
+
+
+def _middle(pixels: images.Pixels, max_side: int | None) -> images.Pixels:
+    """The middle of an image whose sides are longer than allowed."""
+    top, left = (max(0, side - (max_side or side)) // 2 for side in pixels.shape[:2])
+    return pixels[
+        top : top + (max_side or len(pixels)), left : left + (max_side or pixels.shape[1])
+    ]
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Training the entropy model: its differentiable twin, the trainer, the way to integers."""

@@ -1,0 +1,123 @@
+"""The section of a model card that an entropy model gets: what its run recorded, nothing else."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from codec.checkpoint import ModelInfo
+from train.entropy.sections import EntropyConfig
+from train.release.card import PLACES, RunRecords
+
+HEADING = "## Entropy model"
+CODERS = {"": "context model", "linear_": "linear coder", "order0_": "order-0 entropy"}
+"""Names in logged figures to headings."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyFacts:
+    """What the section states.
+
+    Attributes:
+        config: the run's resolved configuration.
+        records: what the run wrote down.
+        info: of the codec that is written.
+    """
+
+    config: EntropyConfig
+    records: RunRecords
+    info: ModelInfo
+
+
+def entropy_card(card: str | None, facts: EntropyFacts) -> str:
+    """The autoencoder's card with the section in it, in place of an earlier one.
+
+    Args:
+        card: Markdown; None for an autoencoder without a card.
+        facts: what the section states.
+    """
+    if card is None:
+        card = f"# {facts.info.name}\n\nLicence of the weights: {facts.info.license_name}.\n"
+    kept = re.sub(rf"(?ms)^{HEADING}$.*?(?=^## |\Z)", "", card)
+    return f"{kept.rstrip()}\n\n{_section(facts)}\n"
+
+
+def _section(facts: EntropyFacts) -> str:
+    recipe = yaml.safe_dump(_portable(facts.config), sort_keys=False).strip()
+    parts = (
+        HEADING,
+        f"A context model of the quantised latents, coder {facts.info.coder_id}; the autoencoder "
+        "is as it was.",
+        "\n".join(f"- {fact}" for fact in _training(facts)),
+        _held_out(facts),
+        f"```yaml\n{recipe}\n```",
+    )
+    return "\n\n".join(part for part in parts if part)
+
+
+def _training(facts: EntropyFacts) -> list[str]:
+    records, data = facts.records, facts.config.data
+    versions = dict(records.versions)
+    processor = versions.pop("processor", "an unknown processor")
+    processes = versions.pop("processes", 1)
+    several = f"{processes} processes, each on " if processes > 1 else ""
+    kept = "with the best held-out figures" if records.is_best else "that are newest"
+    stated = [
+        f"Data: latents of {records.num_images} images of {_sources(facts.config)}; "
+        f"{records.images_seen} crops of {data.latent_crop}x{data.latent_crop} cells were seen.",
+        f"Weights: the averaged ones {kept}, after {records.weights_at} crops, as integers.",
+        f"Time: {records.minutes:.0f} minutes on {several}{processor}.",
+        f"Versions: {', '.join(f'{name} {value}' for name, value in versions.items())}.",
+        "Command: `latent-codec-train CONFIG` with the recipe below, then "
+        f"`latent-codec-train export RUN -o DIR{' --best' if records.is_best else ''}`.",
+    ]
+    if earlier := facts.info.earlier_coders:
+        stated.append(f"Files made with an earlier coder are still read: {', '.join(earlier)}.")
+    return stated
+
+
+def _sources(config: EntropyConfig) -> str:
+    if config.data.factors:
+        return "rendered factors"
+    places = [getattr(config.data, key) for key in PLACES if key != "exclude"]
+    return ", ".join(Path(place).name for group in places for place in group)
+
+
+def _held_out(facts: EntropyFacts) -> str:
+    """A table of bits a symbol, a quality a row."""
+    figures = facts.records.figures
+    used = [name for name in CODERS if f"val/{name}bits_per_symbol" in figures]
+    if not used:
+        return "No held-out images were measured."
+    rows = [
+        ["quality", *(CODERS[name] for name in used)],
+        ["---:"] * (1 + len(used)),
+    ]
+    for quality in facts.config.run.validation_qualities:
+        key = f"bits_per_symbol_q{quality:g}"
+        rows.append([f"{quality:g}", *(f"{figures[f'val/{name}{key}']:.4f}" for name in used)])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return (
+        "Bits a symbol of held-out images, logged by the run after "
+        f"{facts.records.figures_at} crops: the context model in floats, a coder of linear "
+        "predictors, and the entropy of each image's own symbols, channel by channel.\n\n"
+        f"{table}"
+    )
+
+
+def _portable(config: EntropyConfig) -> dict[str, Any]:
+    """The configuration with names of folders and files in place of one machine's paths."""
+    recipe = config.model_dump(mode="json", exclude={"run": {"output_dir"}})
+    for key in PLACES:
+        recipe["data"][key] = [Path(path).name for path in recipe["data"][key]]
+    for section, key in (
+        ("run", "validation_folder"),
+        ("run", "validation_names"),
+        ("entropy", "codec"),
+    ):
+        path = recipe[section][key]
+        if path and (Path(path).is_absolute() or Path(path).exists()):
+            recipe[section][key] = Path(path).name
+    return recipe

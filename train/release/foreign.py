@@ -1,0 +1,112 @@
+"""Tables for somebody else's autoencoder: a copy of it whose files need not bring their own.
+
+The model stays as it is, byte for byte, and so does the id of its latents; beside it come an
+entropy coder fitted to the latents of given images, codec.json and a card.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from codec import architectures, backbone
+from codec.catalog import model_directory
+from codec.checkpoint import DEFAULT_QUALITY, RELATIVE_50_STEP, ModelInfo, finalize, read_info
+from codec.identity import CONFIG_FILE, ENTROPY_FILE, weight_files
+from codec.images import find
+from train.release.coders import check_channels, fit_channel_steps
+from train.release.folders import new_folder, refuse_folder
+from train.release.latents import measure_images
+from train.samples.sources import FileSource
+
+MAX_SIDE = 1024
+"""Pixels of an image that are looked at: most of these networks take an image as a whole."""
+
+
+def export_tables(
+    model: str,
+    images: Sequence[str],
+    output: Path,
+    *,
+    name: str | None = None,
+    quality_50_step: float | None = None,
+    default_quality: int | None = None,
+    licence: str,
+    force: bool = False,
+) -> ModelInfo:
+    """Write a model directory of an autoencoder with tables for its latents.
+
+    Args:
+        model: name, directory or hub id of any autoencoder that `Codec.from_pretrained` takes.
+        images: files, folders or patterns; up to 256 of them, spread evenly, are encoded.
+        output: the directory to write; complete or not there.
+        name: the codec's name, by default the output folder's.
+        quality_50_step: quantiser step of quality 50, in units of each channel's deviation.
+        default_quality: the quality of files when none is asked for.
+        licence: of the weights, as the card and codec.json state it.
+        force: replace an existing directory.
+
+    Returns:
+        What codec.json says.
+
+    Raises:
+        ExportError: the output exists, or the latents have too many channels.
+        LatentCodecError: the model or the images cannot be used.
+    """
+    refuse_folder(output, force=force)
+    directory = model_directory(model)
+    autoencoder = backbone.load_autoencoder(directory)
+    num_channels = architectures.latent_channels(autoencoder.config)
+    check_channels(num_channels)
+    source = FileSource("the given images", find(list(images)))
+    latents, _ = measure_images(autoencoder, source, MAX_SIDE)
+    step = quality_50_step or RELATIVE_50_STEP
+    coder = fit_channel_steps(latents, step)
+    with new_folder(output) as partial:
+        partial.mkdir()
+        copy_model(directory, partial)
+        coder.save(partial / ENTROPY_FILE)
+        info = finalize(
+            partial,
+            name=name or output.name,
+            default_quality=default_quality or DEFAULT_QUALITY,
+            quality_50_step=step,
+            license_name=licence,
+            summary=_summary(autoencoder, len(latents)),
+        )
+        (partial / "README.md").write_text(_card(info, autoencoder, len(latents)), encoding="utf-8")
+    return read_info(output)
+
+
+def copy_model(directory: Path, folder: Path) -> None:
+    """Copy what makes up an autoencoder: configuration, weights and their index."""
+    for path in (directory / CONFIG_FILE, *weight_files(directory)):
+        shutil.copyfile(path, folder / path.name)
+    for path in directory.glob("diffusion_pytorch_model.safetensors.index.json"):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _summary(autoencoder: Any, num_images: int) -> str:
+    return f"{_kind(autoencoder)}, tables fitted on {num_images} images"
+
+
+def _kind(autoencoder: Any) -> str:
+    factor = backbone.downscale_factor(autoencoder)
+    channels = architectures.latent_channels(autoencoder.config)
+    return f"{type(autoencoder).__name__}, f{factor}, {channels} channels"
+
+
+def _card(info: ModelInfo, autoencoder: Any, num_images: int) -> str:
+    """The model card as Markdown."""
+    return f"""# {info.name}
+
+Licence of the weights: {info.license_name}.
+
+- Autoencoder: {_kind(autoencoder)}, unchanged (latents {info.latent_id}).
+- Files: `latent-codec encode IMAGE -o OUT.lc --model DIR`.
+- Latents: `codec.Codec.from_pretrained(DIR)`, or diffusers with DIR as a `vae`.
+- Tables: fitted on the latents of {num_images} images, of each at most the middle
+  {MAX_SIDE}x{MAX_SIDE} pixels.
+- Quality 50 is a step of {info.quality_50_step:g} of each channel's deviation over these images.
+- Command: `latent-codec-train export --tables-for MODEL IMAGES -o DIR`.
+"""
