@@ -81,11 +81,14 @@ def test_the_commands_of_training(desk: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_commands_of_evaluation(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [words[1] for words in commands("eval")]
-    assert names == ["images", "bench", "demo"]
+    assert names == ["images", "rd", "coder", "bench", "demo"]
     for words in commands("eval"):
-        if words[1] == "images":
+        if words[1] in ("images", "rd"):
             call(monkeypatch, [*words, "--no-lpips"])
+        if words[1] == "coder":
+            call(monkeypatch, [*words, "--qualities", "50"])
     assert (desk / "figures" / "results.json").is_file()
+    assert (desk / "curves" / "rd.csv").is_file()
 
 
 def test_every_linked_file_is_there() -> None:
