@@ -30,7 +30,7 @@ demo: $(STAMP)
 	$(BIN)/latent-codec-eval demo -o demo-output
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

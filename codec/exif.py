@@ -78,6 +78,7 @@ class _Walker:
                 self.take(code, place + at) for code, at in (("H", 0), ("H", 2), ("I", 4))
             )
             if is_first and tag == _ORIENTATION:
+                self.take("I", place + 8)  # the entry is all there
                 entry = (tag, _SHORT, 1, _UPRIGHT, 0)
                 struct.pack_into(f"{self.order}HHIHH", self.block, place, *entry)
                 continue

@@ -191,7 +191,7 @@ def remarks(report: CodingReport) -> list[str]:
             ("decoding", times.entropy_decode_ms, times.network_decode_ms),
         ):
             found.append(
-                f"entropy {verb} {entropy:.1f} ms, {100 * entropy / network:.0f} % of the "
+                f"entropy {verb} {entropy:.1f} ms, {100 * entropy / network:.1f} % of the "
                 f"network's {network:.1f} ms"
             )
     return found

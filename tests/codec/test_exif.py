@@ -5,7 +5,7 @@ import time
 
 import PIL.Image
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from codec.exif import MAX_BYTES, ExifError, clean_exif
@@ -121,6 +121,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data[: draw(st.integers(0, len(data)))])
 
 
+@example(block((MAKE, ASCII, 6, 50), (ORIENTATION, SHORT, 1, 6))[:30])  # ends inside an entry
 @given(damaged() | st.binary(max_size=80).map(lambda tail: b"MM\0*\0\0\0\x08" + tail))
 @settings(max_examples=400, deadline=None)
 def test_any_block_is_upright_or_an_exif_error(data: bytes) -> None:
