@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from codec import identity, quantizer
 from codec.bitstream import Chunk, ColorMode, Header, LatentFile
 from codec.checkpoint import ModelInfo, foreign_info
 from codec.codes import Codes
 from codec.entropy import LatentCoder, load_coder
 from codec.entropy.channel_coder import CHANNELS_VERSION, ChannelCoder
+from codec.entropy.index_coder import IndexCoder
+from codec.entropy.index_storage import INDEX_VERSION
 from codec.entropy.index_tables import Indices
 from codec.entropy.storage import read_version
 from codec.errors import LatentCodecError
@@ -22,8 +27,12 @@ from codec.identity import ModelError
 from codec.packing import (
     IndicesCoder,
     RawLatents,
+    choose_symbols,
     pack_indices,
     pack_raw,
+    pack_symbols,
+    pack_together,
+    read_file,
     unpack_indices,
     unpack_raw,
 )
@@ -42,6 +51,8 @@ def load_any_coder(path: Path) -> AnyCoder:
     version = read_version(path)
     if version == CHANNELS_VERSION:
         return ChannelCoder.load(path)
+    if version == INDEX_VERSION:
+        return IndexCoder.load(path)
     return load_coder(path)
 
 
@@ -180,18 +191,56 @@ class Packer:
             indices = self.codes.to_indices(raw_latents)
             return self.pack_indices(indices, size, color_mode, chunks)
         assert not isinstance(self.coder, IndicesCoder)
-        assert self.known.quality_50_step is not None
-        quality = quantizer.quality_of_step(step, self.known.quality_50_step)
         return pack_raw(
             raw_latents,
             info=self.known,
             coder=self.coder,
             step=step,
-            trade=trade_at(quality),
+            trade=self._trade(step),
             size=size,
             color_mode=color_mode,
             chunks=chunks,
         )
+
+    def pack_batch(
+        self, raw_latents: NDArray[np.float32], step: int, sizes: Sequence[tuple[int, int]]
+    ) -> list[bytes]:
+        """Packs raw latents (N, C, h, w) of colour images, each into the file that `pack` makes.
+
+        Args:
+            raw_latents: Of all images.
+            step: As for `pack`.
+            sizes: (width, height) of each image in pixels.
+        """
+        coder = self.coder
+        if self.codes is not None or coder is None or isinstance(coder, ChannelCoder):
+            return [
+                self.pack(one, step, size) for one, size in zip(raw_latents, sizes, strict=True)
+            ]
+        assert not isinstance(coder, IndicesCoder)
+        return pack_together(
+            list(raw_latents),
+            info=self.known,
+            coder=coder,
+            step=step,
+            sizes=sizes,
+            trade=self._trade(step),
+        )
+
+    def pack_batch_exactly(
+        self, raw_latents: NDArray[np.float32], step: int, sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[bytes, RawLatents]]:
+        """As `pack_batch`, with the latents (C, h, w) that each file decodes to beside it."""
+        coder = self.coder
+        if self.codes is not None or coder is None or isinstance(coder, ChannelCoder):
+            files = self.pack_batch(raw_latents, step, sizes)
+            return [(data, self.unpack(read_file(data))) for data in files]
+        assert not isinstance(coder, IndicesCoder)
+        trade = self._trade(step)
+        images = [choose_symbols(one, coder, step, trade) for one in raw_latents]
+        files = pack_symbols(images, info=self.known, coder=coder, step=step, sizes=sizes)
+        exact = (quantizer.dequantize(symbols, step) for symbols in images)
+        return list(zip(files, exact, strict=True))
 
     def pack_indices(
         self,
@@ -233,6 +282,12 @@ class Packer:
         )
         grids = self.codes.grids(rows, columns)
         return self.codes.to_latents(unpack_indices(file, coder=coder, grids=grids))
+
+    def _trade(self, step: int) -> float:
+        """What a bit may cost at a step; see `codec.rate_control`."""
+        assert self.known.quality_50_step is not None
+        quality = quantizer.quality_of_step(step, self.known.quality_50_step)
+        return trade_at(round(quality, 2))  # a step is whole: that of quality 50 gives 49.9999
 
     def _coder_of(self, header: Header) -> AnyCoder | None:
         """Returns the coder that a file was made with, which may be one that the model had before.

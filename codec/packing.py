@@ -102,25 +102,87 @@ def pack_raw(
         QuantizerError: The latents are not finite, or too large for the step.
         BitstreamError: A size is beyond what the format holds.
     """
-    channels, rows, columns = raw_latents.shape
-    shape, tables = (channels, rows, columns), None
-    how: Quantizer
     if coder is not None and not isinstance(coder, ChannelCoder):
-        symbols, how = quantizer.quantize(raw_latents, step), OneStep(shape, step)
-        if trade:
-            symbols = coder.quantize(quantizer.in_steps(raw_latents, step), step, trade)
-        payload = coder.encode(symbols, step)
+        (data,) = pack_together(
+            [raw_latents],
+            info=info,
+            coder=coder,
+            step=step,
+            sizes=[size],
+            trade=trade,
+            color_mode=color_mode,
+            chunks=chunks,
+        )
+        return data
+    tables = None
+    measured = coder.deviations if coder else quantizer.measure_deviations([raw_latents])
+    steps = quantizer.channel_steps(step, measured)
+    symbols = quantizer.quantize(raw_latents, steps)
+    how = ChannelSteps(symbols.shape, steps)
+    if coder is not None:
+        payload = coder.encode(symbols, steps)
     else:
-        measured = coder.deviations if coder else quantizer.measure_deviations([raw_latents])
-        steps = quantizer.channel_steps(step, measured)
-        symbols, how = quantizer.quantize(raw_latents, steps), ChannelSteps(shape, steps)
-        if coder is not None:
-            payload = coder.encode(symbols, steps)
-        else:
-            fitted = fit_file_tables(symbols)
-            tables, payload = fitted.to_bytes(), fitted.encode(symbols)
+        fitted = fit_file_tables(symbols)
+        tables, payload = fitted.to_bytes(), fitted.encode(symbols)
     header = _header(info, how, quantizer.symbols_crc32(symbols), size, color_mode)
     return bitstream.dumps(LatentFile(header, payload, tuple(chunks), tables))
+
+
+def pack_together(
+    raw_latents: Sequence[RawLatents],
+    *,
+    info: ModelInfo,
+    coder: LatentCoder,
+    step: int,
+    sizes: Sequence[tuple[int, int]],
+    trade: float = 0.0,
+    color_mode: ColorMode = ColorMode.RGB,
+    chunks: Sequence[Chunk] = (),
+) -> list[bytes]:
+    """Quantises and codes the raw latents of several images of one shape.
+
+    Each file is the one that `pack_raw` makes of its image; coding them together is faster where
+    images are small. Arguments, one latent and size an image, and errors are `pack_raw`'s.
+    """
+    images = [choose_symbols(one, coder, step, trade) for one in raw_latents]
+    return pack_symbols(
+        images,
+        info=info,
+        coder=coder,
+        step=step,
+        sizes=sizes,
+        color_mode=color_mode,
+        chunks=chunks,
+    )
+
+
+def choose_symbols(
+    raw_latents: RawLatents, coder: LatentCoder, step: int, trade: float
+) -> NDArray[np.int32]:
+    """Returns the symbols (C, h, w) that stand for raw latents; arguments are `pack_raw`'s."""
+    symbols = quantizer.quantize(raw_latents, step)
+    if trade:
+        symbols = coder.quantize(quantizer.in_steps(raw_latents, step), step, trade)
+    return symbols
+
+
+def pack_symbols(
+    images: Sequence[NDArray[np.int32]],
+    *,
+    info: ModelInfo,
+    coder: LatentCoder,
+    step: int,
+    sizes: Sequence[tuple[int, int]],
+    color_mode: ColorMode = ColorMode.RGB,
+    chunks: Sequence[Chunk] = (),
+) -> list[bytes]:
+    """Codes the symbols (C, h, w) of several images of one shape; see `pack_together`."""
+    files = []
+    for symbols, payload, size in zip(images, coder.encode_batch(images, step), sizes, strict=True):
+        how = OneStep(symbols.shape, step)
+        header = _header(info, how, quantizer.symbols_crc32(symbols), size, color_mode)
+        files.append(bitstream.dumps(LatentFile(header, payload, tuple(chunks))))
+    return files
 
 
 def pack_indices(

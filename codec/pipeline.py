@@ -20,7 +20,7 @@ from codec import backbone, catalog
 from codec.alpha import encode_alpha, fill_transparent, read_alpha
 from codec.bitstream import ColorMode, Header, LatentFile
 from codec.checkpoint import CODEC_FILE, ModelInfo, read_info
-from codec.codes import codes_of
+from codec.codes import Codes, codes_of
 from codec.device import choose_device
 from codec.identity import ENTROPY_FILE
 from codec.images import AlphaMode, Image, Source, flatten, pad, to_picture
@@ -150,6 +150,11 @@ class Codec(LatentModel):
     def coder(self) -> AnyCoder | None:
         """The entropy coder; None for a model whose tables travel in the files."""
         return self._packer.coder
+
+    @property
+    def codes(self) -> Codes | None:
+        """The codebooks, in float32 whatever the model computes in; None for continuous latents."""
+        return self._packer.codes
 
     @overload
     def compress(

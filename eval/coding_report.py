@@ -14,6 +14,11 @@ RIVALS = {  # by column of `CodedImage`
     "order0_channels": "order-0\nchannels",
     "zstd": "zstd -19",
 }
+CODE_RIVALS = {  # where a histogram over all codebooks would mean nothing
+    "order0_channels": "order-0\ncodebooks",
+    "zstd": "zstd -19",
+    "own_tables": "tables\nin file",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,9 @@ class CodedImage:
         order0_channels: the same with one histogram for each channel.
         zstd: a frame of zstd over the symbols, channel after channel, as integers of `zstd_type`.
         zstd_type: the narrowest of int8, int16 and int32 that holds them.
+        num_pixels: of the image.
+        own_tables: payload and tables of a file of codes that brings its own tables; None for
+            latents.
     """
 
     name: str
@@ -45,6 +53,8 @@ class CodedImage:
     order0_channels: float
     zstd: int
     zstd_type: str
+    num_pixels: int
+    own_tables: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,21 @@ class CodingRow:
     def total(self, column: str) -> float:
         """Add a column up over the images."""
         return float(sum(getattr(image, column) for image in self.images))
+
+    def rivals(self) -> dict[str, str]:
+        """Return columns of other means with their titles, for latents or for codes."""
+        has_codes = any(image.own_tables is not None for image in self.images)
+        return CODE_RIVALS if has_codes else RIVALS
+
+    @property
+    def bits_per_symbol(self) -> float | None:
+        """Bits of the payload a symbol, over all images; None without any."""
+        return 8 * self.total("payload") / self.total("num_symbols") if self.images else None
+
+    @property
+    def rate_bpp(self) -> float | None:
+        """Bits of the whole files a pixel, over all images; None without any."""
+        return 8 * self.total("file") / self.total("num_pixels") if self.images else None
 
     def gain(self, rival: str, ours: str = "payload") -> float:
         """How many per cent fewer bytes ours are than the rival's, over all images."""
@@ -126,8 +151,9 @@ class CodingReport:
         content = asdict(self)
         for row, entry in zip(self.rows, content["rows"], strict=True):
             entry["estimate_deviation_percent"] = row.deviation
+            entry["bits_per_symbol"], entry["rate_bpp"] = row.bits_per_symbol, row.rate_bpp
             entry["gain_percent"] = {
-                ours: {rival: row.gain(rival, ours) for rival in RIVALS}
+                ours: {rival: row.gain(rival, ours) for rival in row.rivals()}
                 for ours in ("payload", "file")
             }
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -145,14 +171,15 @@ def coding_table(report: CodingReport) -> Table:
     )
     for title in ("quality", "symbols", "file", "payload", "estimate\noff %"):
         table.add_column(title, justify="right", no_wrap=True)
-    for title in RIVALS.values():
+    rivals = report.rows[0].rivals()
+    for title in rivals.values():
         table.add_column(title, justify="right", no_wrap=True)
         table.add_column("fewer %", justify="right", no_wrap=True)
     for row in report.rows if num_images else ():
         lowest = min(image.lowest for image in row.images)
         highest = max(image.highest for image in row.images)
         gains = []
-        for rival in RIVALS:
+        for rival in rivals:
             gains.append(figure(row.total(rival), 0))
             gains.append(f"{row.gain(rival):.1f} ({row.gain(rival, 'file'):.1f})")
         table.add_row(
@@ -167,8 +194,14 @@ def coding_table(report: CodingReport) -> Table:
 
 
 def remarks(report: CodingReport) -> list[str]:
-    """Say in sentences what the table leaves out: the worst estimate, wide symbols, times."""
+    """Say what the table leaves out: rates, the worst estimate, wide symbols, times."""
     found = []
+    for row in report.rows:
+        if row.bits_per_symbol is not None and row.rate_bpp is not None:
+            at = "" if row.quality is None else f"quality {row.quality:g}: "
+            found.append(
+                f"{at}{row.bits_per_symbol:.3f} bits a symbol; whole files {row.rate_bpp:.4f} bpp"
+            )
     every = [image for row in report.rows for image in row.images]
     estimates = [(i.estimate, i.payload) for i in every if i.estimate is not None and i.payload]
     if estimates:

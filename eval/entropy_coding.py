@@ -1,8 +1,8 @@
 """How few bytes the entropy coder needs, beside others at the same symbols, and how quick it is.
 
 The others are the order-0 entropy of each image, which no coder without contexts can beat (its
-histogram is not even charged), and zstd at level 19 over the symbols as bytes. All get the symbols
-of the same files.
+histogram is not even charged), zstd at level 19 over the symbols as bytes, and for codes the tables
+that a file without an entropy coder brings. All get the symbols of the same files.
 """
 
 import statistics
@@ -17,6 +17,7 @@ import zstandard
 from codec import images
 from codec.backbone import decode_raw, encode_raw
 from codec.console import EXPECTED_ERRORS, error_sentence
+from codec.entropy.index_tables import encode_indices
 from codec.pipeline import Codec
 from eval.benchmark import finish, num_threads
 from eval.coded_files import Planes, open_coded
@@ -111,7 +112,16 @@ def _compare(name: str, codec: Codec, image: images.Image, quality: float | None
         order0_channels=sum(order0_bits(plane[None]) for plane in coded.planes) / 8,
         zstd=zstd,
         zstd_type=zstd_type,
+        num_pixels=image.width * image.height,
+        own_tables=_with_own_tables(codec, coded.planes),
     )
+
+
+def _with_own_tables(codec: Codec, planes: Planes) -> int | None:
+    """Return the bytes of indices with tables that travel in the file; None for latents."""
+    if codec.codes is None:
+        return None
+    return sum(map(len, encode_indices(tuple(planes), codec.codes.sizes)))
 
 
 @torch.inference_mode()

@@ -54,6 +54,7 @@ def train(
         validation_folder=null validation_names=null max_minutes=60
       latent-codec-train configs/autoencoder/finetune.yaml data.folders=[photos] --dry-run
       latent-codec-train configs/entropy/context-f8d4.yaml codec=my-codec data.folders=[photos]
+      latent-codec-train configs/entropy/indices-vq-f8.yaml codec=my-vq data.folders=[photos]
       latent-codec-train runs/kl-f8d4/config.yaml --resume
     """
     with needs_extra("train", EXTRA_MODULES):
@@ -85,9 +86,9 @@ def train(
 
 def _describe(settings: "AnyConfig") -> str:
     """What a run would train, in a line."""
-    from train.entropy.sections import EntropyConfig
+    from train.sections import TrainConfig
 
-    if isinstance(settings, EntropyConfig):
+    if not isinstance(settings, TrainConfig):
         from train.entropy_trainer import describe as describe_entropy
 
         return describe_entropy(settings)
@@ -98,9 +99,9 @@ def _describe(settings: "AnyConfig") -> str:
 
 def _trainer(settings: "AnyConfig", resume: bool) -> "TrainingLoop":
     """The trainer of a kind of configuration."""
-    from train.entropy.sections import EntropyConfig
+    from train.sections import TrainConfig
 
-    if isinstance(settings, EntropyConfig):
+    if not isinstance(settings, TrainConfig):
         from train.entropy_trainer import EntropyTrainer
 
         return EntropyTrainer(settings, resume=resume)
@@ -172,7 +173,7 @@ def export(
     """
     del debug
     with needs_extra("train", EXTRA_MODULES):
-        from train.release.entropy import lacks_context_model
+        from train.release.entropy import advised_config
         from train.release.export import export_run
         from train.release.foreign import export_tables
 
@@ -206,10 +207,11 @@ def export(
     typer.echo(
         f"wrote {output}{own}; try: latent-codec encode IMAGE -o OUT.lc --model {output}", err=True
     )
-    if info is not None and lacks_context_model(info):
+    advised = advised_config(info) if info is not None else None
+    if advised is not None:
         typer.echo(
-            "for smaller files train an entropy model: latent-codec-train "
-            f"configs/entropy/context-f8d4.yaml codec={output}",
+            f"for smaller files train an entropy model: latent-codec-train {advised} "
+            f"codec={output}",
             err=True,
         )
 

@@ -1,8 +1,8 @@
 """Reading the configuration of a training run: typed, strict, complete.
 
 The settings themselves are in `train.sections`, those of an entropy model in
-`train.entropy.sections`: a file with a section `entropy` is one of the latter. An unknown key is an
-error that suggests the nearest known one.
+`train.entropy.sections`: a file with a section `entropy` is of one for latents, with a section
+`indices` of one for codes. An unknown key is an error that suggests the nearest known one.
 """
 
 import difflib
@@ -15,13 +15,13 @@ import yaml
 from pydantic import ValidationError
 
 from codec.errors import LatentCodecError
-from train.entropy.sections import EntropyConfig
+from train.entropy.sections import EntropyConfig, IndexConfig
 from train.sections import TrainConfig
 
-AnyConfig = TrainConfig | EntropyConfig
-Kind = type[TrainConfig] | type[EntropyConfig]
-ENTROPY_SECTION = "entropy"
-"""The section that only the configuration of an entropy model has."""
+AnyConfig = TrainConfig | EntropyConfig | IndexConfig
+Kind = type[TrainConfig] | type[EntropyConfig] | type[IndexConfig]
+CODER_SECTIONS: dict[str, Kind] = {"entropy": EntropyConfig, "indices": IndexConfig}
+"""Sections that only the configuration of one kind of entropy model has."""
 
 
 class ConfigError(LatentCodecError):
@@ -32,7 +32,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     """Read a YAML file and apply `section.key=value` overrides.
 
     Args:
-        path: YAML with the sections of `TrainConfig`, or of `EntropyConfig`.
+        path: YAML with the sections of `TrainConfig`, `EntropyConfig` or `IndexConfig`.
         overrides: such as `run.max_minutes=5` or `data.folders=[photos]`; values are read as YAML.
             A key that only one section has may be given without the section.
 
@@ -83,7 +83,8 @@ def known_keys(kind: Kind = TrainConfig) -> list[str]:
 
 def _kind(values: dict[str, Any]) -> Kind:
     """What a file with these sections configures."""
-    return EntropyConfig if ENTROPY_SECTION in values else TrainConfig
+    found = [kind for section, kind in CODER_SECTIONS.items() if section in values]
+    return found[0] if found else TrainConfig
 
 
 def _expand(value: Any, source: str) -> Any:
@@ -124,7 +125,7 @@ def _apply(values: dict[str, Any], override: str, kind: Kind) -> None:
 
 
 def _nearest(key: str, kind: Kind) -> str:
-    candidates = list(dict.fromkeys([*known_keys(kind), *kind.model_fields, ENTROPY_SECTION]))
+    candidates = list(dict.fromkeys([*known_keys(kind), *kind.model_fields, *CODER_SECTIONS]))
     short = {name.split(".")[-1]: name for name in candidates}
     whole = difflib.get_close_matches(key, candidates, n=1) if "." in key else []
     close = whole or [

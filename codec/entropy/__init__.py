@@ -1,6 +1,7 @@
 """Lossless coding of integer latents: integer contexts and tables, a range coder."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,8 +30,18 @@ class LatentCoder(Protocol):
         """Return the payload of int32 (C, h, w) symbols."""
         ...
 
+    def encode_batch(self, images: Sequence[NDArray[np.int32]], step: int) -> list[bytes]:
+        """Return the payloads of several images of one shape, each as `encode` gives it."""
+        ...
+
     def decode(self, payload: bytes, shape: tuple[int, int, int], step: int) -> NDArray[np.int32]:
         """Return the int32 (C, h, w) symbols of a payload."""
+        ...
+
+    def decode_batch(
+        self, payloads: Sequence[bytes], shape: tuple[int, int, int], step: int
+    ) -> list[NDArray[np.int32]]:
+        """Return the symbols of several payloads of one shape and step."""
         ...
 
     def estimate_bits(self, symbols: NDArray[np.int32], step: int) -> float:

@@ -1,7 +1,7 @@
 """SymbolCoder: integer latents to payload bytes and back, by the tables of one checkpoint."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -69,6 +69,10 @@ class SymbolCoder:
         self._write(writer, symbols, step)
         return writer.finish(symbols.size)
 
+    def encode_batch(self, images: Sequence[NDArray[np.int32]], step: int) -> list[bytes]:
+        """Return the payload of each of several images of one shape."""
+        return [self.encode(symbols, step) for symbols in images]
+
     def estimate_bits(self, symbols: NDArray[np.int32], step: int) -> float:
         """Return the ideal code length of symbols in bits; arguments and errors are `encode`'s."""
         counter = BitCounter(self._probabilities)
@@ -117,6 +121,12 @@ class SymbolCoder:
 
         self._run(planes, step, read)
         return planes
+
+    def decode_batch(
+        self, payloads: Sequence[bytes], shape: tuple[int, int, int], step: int
+    ) -> list[NDArray[np.int32]]:
+        """Return the symbols of several payloads of one shape and step; see `decode`."""
+        return [self.decode(payload, shape, step) for payload in payloads]
 
     def _write(
         self, writer: PayloadWriter | BitCounter, symbols: NDArray[np.int32], step: int

@@ -16,11 +16,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.entropy.context_network import LEVELS
-from codec.entropy.lattice import Offset, mirrored_indices
+from codec.entropy.context_weights import LEVELS
+from codec.entropy.lattice import Offset
 
-Number = TypeVar("Number", np.int32, np.float64)
-ROOT, DIAGONAL, EDGE = range(3)  # as in `context_network.KINDS`
+Number = TypeVar("Number", np.int32, np.int64, np.float64)
+ROOT, DIAGONAL, EDGE = range(3)  # as in `context_weights.KINDS`
 RADIUS = 3  # the farthest that a neighbour lies, in lattice steps
 BLOCK = 1 << 14  # positions of an image handled at once: bounds the memory of huge images
 
@@ -91,49 +91,6 @@ class ContextPass:
                 block.append(piece)
         if block:
             yield block
-
-    def gather(
-        self, values: NDArray[np.int32], pieces: list[Piece], log_step: int
-    ) -> NDArray[np.int32]:
-        """Collects what the network looks at.
-
-        Args:
-            values: int32 (C, B, h, w), anything where a position is not known.
-            pieces: A block of this pass.
-            log_step: Of the quantiser step; fills the last row.
-
-        Returns:
-            int32 (K * C + 1, B * n): neighbour after neighbour, all channels of each.
-        """
-        channels, images = values.shape[:2]
-        count = sum(piece.count for piece in pieces)
-        out = np.empty((len(self.offsets) * channels + 1, images * count), np.int32)
-        out[-1] = log_step
-        around = out[:-1].reshape(len(self.offsets), channels, images, count)
-        spacing, start = 1 << self.level, 0
-        for piece in pieces if self.offsets else ():
-            lattice, row = _lattice_rows(values, piece, spacing)
-            size = (2 * len(piece.rows) - 1, 2 * piece.columns - 1)
-            column = RADIUS + piece.origin[1] // spacing
-            part = slice(start, start + piece.count)
-            for target, (dy, dx) in zip(around, self.offsets, strict=True):
-                y, x = row + dy, column + dx
-                found = lattice[..., y : y + size[0] : 2, x : x + size[1] : 2]
-                target[..., part] = found.reshape(channels, images, piece.count)
-            start += piece.count
-        return out
-
-
-def _lattice_rows(
-    values: NDArray[np.int32], piece: Piece, spacing: int
-) -> tuple[NDArray[np.int32], int]:
-    """Returns the lattice rows around a piece with mirrored margins, and where its first row is."""
-    lattice = values[..., ::spacing, ::spacing]
-    rows, columns = lattice.shape[-2:]
-    first = piece.origin[0] // spacing + 2 * piece.rows.start
-    last = piece.origin[0] // spacing + 2 * (piece.rows.stop - 1)
-    indices = mirrored_indices(rows, RADIUS)[first : last + 2 * RADIUS + 1]
-    return lattice[..., indices[:, None], mirrored_indices(columns, RADIUS)], RADIUS
 
 
 def _offsets(kind: int) -> tuple[Offset, ...]:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from codec.entropy.context import MAX_CHANNELS
 from codec.entropy.context_lattice import NUM_NEIGHBOURS
-from codec.entropy.context_network import KINDS, LEVELS, ContextNetwork, KindWeights
+from codec.entropy.context_network import ContextNetwork
+from codec.entropy.context_weights import KINDS, LEVELS, KindWeights
 from codec.entropy.storage import read_tensors
 from codec.entropy.tables import Tables, TablesError, bin_thresholds
 

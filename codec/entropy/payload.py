@@ -50,7 +50,8 @@ class PayloadWriter:
 
     def write_symbols(self, rows: NDArray[np.int64], indices: NDArray[np.int64]) -> None:
         """Write one index per table row; both of shape (n,)."""
-        self._encoder.encode(indices.astype(np.int32), _CATEGORICAL, self._tables[rows])
+        tables = self._tables.take(rows, axis=0)
+        self._encoder.encode(indices.astype(np.int32), _CATEGORICAL, tables)
 
     def write_bits(self, num_bits: NDArray[np.int64], values: NDArray[np.int64]) -> None:
         """Write fields of 1 to 23 bits as they are; both of shape (n,).
@@ -102,7 +103,7 @@ class PayloadReader:
         Raises:
             PayloadError: The bytes were not written by a range coder with these tables.
         """
-        return self._decode(_CATEGORICAL, self._tables[rows])
+        return self._decode(_CATEGORICAL, self._tables.take(rows, axis=0))
 
     def read_bits(self, num_bits: NDArray[np.int64]) -> NDArray[np.int64]:
         """Read fields of 1 to 23 bits.

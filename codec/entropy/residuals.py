@@ -20,23 +20,36 @@ _MAX_ESCAPE_DIGITS = 21  # a difference is below 2**21: symbol and mean are each
 def entries(
     choice: Choice, symbols: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the (n,) differences of symbols from their bases, and their entries in the tables."""
-    differences = (symbols >> choice.shifts) - choice.bases
-    differences = np.where(choice.flips, -differences, differences)
-    return differences, np.clip(differences + (RADIUS + 1), 0, _ESCAPE_ABOVE)
+    """Return the differences of symbols from their bases, and their entries in the tables."""
+    differences = symbols >> choice.shifts
+    differences -= choice.bases
+    np.negative(differences, out=differences, where=choice.flips)
+    indices = differences + (RADIUS + 1)
+    np.maximum(indices, 0, out=indices)
+    return differences, np.minimum(indices, _ESCAPE_ABOVE, out=indices)
 
 
 def write_block(
     writer: PayloadWriter | BitCounter, choice: Choice, symbols: NDArray[np.int64]
 ) -> None:
     """Write (n,) symbols by the tables chosen for them."""
-    differences, indices = entries(choice, symbols)
+    write_entries(writer, choice, symbols, *entries(choice, symbols))
+
+
+def write_entries(
+    writer: PayloadWriter | BitCounter,
+    choice: Choice,
+    symbols: NDArray[np.int64],
+    differences: NDArray[np.int64],
+    indices: NDArray[np.int64],
+) -> None:
+    """Write (n,) symbols of which `entries` is known already."""
     writer.write_symbols(choice.rows, indices)
-    wide = np.flatnonzero(choice.shifts)
+    (wide,) = choice.shifts.nonzero()
     if wide.size:
         shifts = choice.shifts[wide]
         writer.write_bits(shifts, symbols[wide] & ((1 << shifts) - 1))
-    escaped = np.flatnonzero((indices == 0) | (indices == _ESCAPE_ABOVE))
+    (escaped,) = ((indices == 0) | (indices == _ESCAPE_ABOVE)).nonzero()
     if escaped.size:
         excess = np.abs(differences[escaped]) - RADIUS  # from 1 on
         digits = bit_lengths(excess) - 1  # behind the leading one
@@ -54,16 +67,17 @@ def read_block(reader: PayloadReader, choice: Choice) -> NDArray[np.int64]:
     """
     indices = reader.read_symbols(choice.rows)
     differences = indices - (RADIUS + 1)
-    low_bits = np.zeros_like(indices)
-    wide = np.flatnonzero(choice.shifts)
-    if wide.size:
-        low_bits[wide] = reader.read_bits(choice.shifts[wide])
-    escaped = np.flatnonzero((indices == 0) | (indices == _ESCAPE_ABOVE))
+    (wide,) = choice.shifts.nonzero()
+    low_bits = reader.read_bits(choice.shifts[wide]) if wide.size else None
+    (escaped,) = ((indices == 0) | (indices == _ESCAPE_ABOVE)).nonzero()
     if escaped.size:
         excess = _read_escapes(reader, escaped.size)
         differences[escaped] = np.where(indices[escaped] == 0, -RADIUS - excess, RADIUS + excess)
-    differences = np.where(choice.flips, -differences, differences)
-    symbols = ((choice.bases + differences) << choice.shifts) + low_bits
+    np.negative(differences, out=differences, where=choice.flips)
+    symbols = choice.bases + differences
+    symbols <<= choice.shifts
+    if low_bits is not None:
+        symbols[wide] += low_bits
     if symbols.size and np.abs(symbols).max() >= SYMBOL_LIMIT:
         raise PayloadError(
             "the payload names a symbol outside -2**20 .. 2**20, which no encoder writes; "

@@ -123,6 +123,16 @@ def read_version(path: Path) -> str | None:
         return (file.metadata() or {}).get(_VERSION_KEY)
 
 
+def tensor_names(path: Path) -> frozenset[str]:
+    """Return the names of a file's tensors.
+
+    Raises:
+        TablesError: The file is missing or no safetensors file.
+    """
+    with _opened(path) as file:
+        return frozenset(file.keys())
+
+
 def read_tensors(
     path: Path, version: str, dtypes: Mapping[str, np.dtype[Any]]
 ) -> dict[str, NDArray[Any]]:

@@ -8,6 +8,7 @@ step.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,10 @@ BINS_PER_OCTAVE = 4
 MAX_SHIFT = 18  # low bits; symbols have 20 and their scale at most as many
 _OCTAVE_BITS = 2  # of BINS_PER_OCTAVE
 _HALF = 1 << (FRACTION_BITS - 1)
+_FRACTION_SHIFT = FRACTION_BITS - 1 - 2  # of NUM_FRACTIONS classes in half a symbol
+_LOW_BITS_MEANS = ((1 << np.arange(64 - FRACTION_BITS)) - 1) << (FRACTION_BITS - 1)
+
+Index = int | slice | tuple[int | slice, ...]
 
 
 class TablesError(LatentCodecError):
@@ -35,7 +40,7 @@ class TablesError(LatentCodecError):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What codes a set of n symbols; every field has shape (n,), int64 or bool.
+    """What codes a set of symbols; every field has their shape, int64 or bool.
 
     Attributes:
         rows: Table of each symbol.
@@ -49,12 +54,15 @@ class Choice:
     bases: NDArray[np.int64]
     flips: NDArray[np.bool_]
 
-    def split(self, count: int) -> "list[Choice]":
-        """Returns the choice as so many of equal size, one after another."""
-        if count == 1:
-            return [self]
-        fields = (self.rows, self.shifts, self.bases, self.flips)
-        return [Choice(*row) for row in zip(*(f.reshape(count, -1) for f in fields), strict=True)]
+    def part(self, index: Index) -> "Choice":
+        """Returns the choice for some of the symbols."""
+        return Choice(self.rows[index], self.shifts[index], self.bases[index], self.flips[index])
+
+    def flat(self) -> "Choice":
+        """Returns the choice with all symbols in one row."""
+        return Choice(
+            self.rows.ravel(), self.shifts.ravel(), self.bases.ravel(), self.flips.ravel()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +113,29 @@ class Tables:
             logarithms: (n,) of the scales in symbols, in units of 2**-log_bits.
             log_bits: At least 2. The thresholds must be those of `bin_thresholds`.
         """
-        one = 1 << log_bits
-        wide = logarithms - (WIDE_BITS - FRACTION_BITS) * one
-        shifts = np.minimum(np.maximum((wide >> log_bits) + 1, 0), MAX_SHIFT)
-        inside = logarithms - shifts * one + (FRACTION_BITS - FIRST_THRESHOLD_BITS) * one
-        bins = (inside >> (log_bits - _OCTAVE_BITS)) + 1
-        bins = np.minimum(np.maximum(bins, 0), len(self.thresholds))
-        return _choice(means, bins, shifts)
+        shifts, bins = _logarithmic_bins(log_bits, len(self.thresholds))
+        places = logarithms + _LOWEST_LOGARITHM
+        np.maximum(places, 0, out=places)
+        np.minimum(places, len(bins) - 1, out=places)
+        return _choice(means, bins.take(places), shifts.take(places))
+
+
+_LOWEST_LOGARITHM = 1 << 10  # of what is looked up; far below all thresholds
+
+
+@cache
+def _logarithmic_bins(log_bits: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return low bits and bins of scales with the logarithms -2**10, .. in units of 2**-log_bits.
+
+    It ends where neither changes any more.
+    """
+    one = 1 << log_bits
+    logarithms = np.arange(-_LOWEST_LOGARITHM, (MAX_SHIFT + WIDE_BITS) * one)
+    wide = logarithms - (WIDE_BITS - FRACTION_BITS) * one
+    shifts = np.minimum(np.maximum((wide >> log_bits) + 1, 0), MAX_SHIFT)
+    inside = logarithms - shifts * one + (FRACTION_BITS - FIRST_THRESHOLD_BITS) * one
+    bins = (inside >> (log_bits - _OCTAVE_BITS)) + 1
+    return shifts, np.minimum(np.maximum(bins, 0), last)
 
 
 def bin_thresholds() -> NDArray[np.int64]:
@@ -124,12 +148,17 @@ def bin_thresholds() -> NDArray[np.int64]:
 def _choice(means: NDArray[np.int64], bins: NDArray[np.int64], shifts: NDArray[np.int64]) -> Choice:
     """Return the choice for means in units of 2**-8 symbols, scale bins and low bits."""
     # The mean of `symbol >> shift`: the low bits take (2**shift - 1) / 2 with them.
-    means = (means - (((1 << shifts) - 1) << (FRACTION_BITS - 1))) >> shifts
-    bases = (means + _HALF) >> FRACTION_BITS
+    means = means - _LOW_BITS_MEANS.take(shifts)
+    means >>= shifts
+    bases = means + _HALF
+    bases >>= FRACTION_BITS
     distances = means - (bases << FRACTION_BITS)
     flips = distances < 0
-    fractions = np.minimum(np.abs(distances) * NUM_FRACTIONS // _HALF, NUM_FRACTIONS - 1)
-    return Choice(bins * NUM_FRACTIONS + fractions, shifts, bases, flips)
+    np.abs(distances, out=distances)
+    rows = distances >> _FRACTION_SHIFT
+    np.minimum(rows, NUM_FRACTIONS - 1, out=rows)
+    rows += bins * NUM_FRACTIONS
+    return Choice(rows, shifts, bases, flips)
 
 
 def bit_lengths(values: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -5,7 +5,8 @@ import torch
 
 from codec.entropy.context_coder import ContextCoder
 from codec.entropy.context_lattice import NUM_NEIGHBOURS
-from codec.entropy.context_network import LEVELS, ContextNetwork, KindWeights
+from codec.entropy.context_network import ContextNetwork
+from codec.entropy.context_weights import LEVELS, KindWeights
 from codec.entropy.tables import ALPHABET, NUM_FRACTIONS, Tables, bin_thresholds
 
 

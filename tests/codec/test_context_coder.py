@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from codec.entropy import PayloadError, SymbolsError, TablesError, load_coder
 from codec.entropy.context_coder import ContextCoder
-from codec.entropy.context_lattice import CONTEXT_PASSES
 from codec.entropy.context_network import log2_fixed
+from codec.entropy.context_order import coding_order
 from codec.entropy.symbols import SYMBOL_LIMIT
 from tests.codec.context_coders import handmade
 
@@ -75,14 +75,20 @@ class TestRoundTrip:
         found = 8 * len(coder.encode(symbols, STEP))
         assert coder.estimate_bits(symbols, STEP) == pytest.approx(found, rel=0.005, abs=16)
 
-    def test_every_position_is_coded_once(self) -> None:
-        for shape in ((1, 1), (1, 9), (8, 8), (13, 21), (300, 200)):
-            seen = np.zeros(shape, np.int32)
-            for order in CONTEXT_PASSES:
-                for block in order.blocks(shape):
-                    for piece in block:
-                        piece.view(seen)[...] += 1
-            assert (seen == 1).all()
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (8, 8), (13, 21), (300, 200)])
+    def test_every_position_is_coded_once_after_its_neighbours(
+        self, shape: tuple[int, int]
+    ) -> None:
+        order = coding_order(shape)
+        assert sorted(order.positions) == list(range(shape[0] * shape[1]))
+        coded = 0
+        for block in order.blocks():
+            assert block.places.start == coded
+            known = block.neighbours[block.neighbours < len(order.positions)]
+            assert (known < coded).all()
+            assert known.size == block.neighbours.size or min(shape) <= 8
+            coded = block.places.stop
+        assert coded == len(order.positions)
 
 
 class TestCompany:
@@ -149,22 +155,21 @@ print(hashlib.sha256(payload).hexdigest())
         assert result.stdout.split() == [hashlib.sha256(payload).hexdigest()], result.stderr
 
     def test_tables_chosen_are_equal_under_any_number_of_threads(self, coder: ContextCoder) -> None:
-        symbols = some_symbols(8, (3, 70, 50))[:, None]
-        chosen: list[list[NDArray[Any]]] = []
+        images = [some_symbols(seed, (3, 70, 50)) for seed in (8, 9)]
         before = torch.get_num_threads()
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            rows: list[NDArray[Any]] = []
-
-            def keep(choice: Any, channel: int, pieces: Any, rows: Any = rows) -> NDArray[np.int64]:
-                from codec.entropy.context_coder import take
-
-                rows += [choice.rows, choice.bases, choice.shifts, choice.flips]
-                return take(symbols[channel], pieces)
-
-            coder.walk(np.zeros_like(symbols), STEP, keep)
-            chosen.append(rows)
-        torch.set_num_threads(before)
+        chosen: list[list[NDArray[Any]]] = []
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                chosen.append(
+                    [
+                        part
+                        for choice, _ in coder.choices(images, STEP)
+                        for part in (choice.rows, choice.bases, choice.shifts, choice.flips)
+                    ]
+                )
+        finally:
+            torch.set_num_threads(before)
         for rows in chosen[1:]:
             for first, other in zip(chosen[0], rows, strict=True):
                 np.testing.assert_array_equal(first, other)

@@ -17,9 +17,11 @@ from codec import Codec, LatentAutoencoder, backbone, bitstream, catalog, device
 from codec.bitstream import InvalidHeaderError, OneStep
 from codec.catalog import UnknownModelError
 from codec.device import DeviceError
+from codec.entropy import SymbolCoder
+from codec.entropy.context_coder import ContextCoder
 from codec.identity import ModelError
 from codec.latents import LatentsError
-from codec.packing import SymbolMismatchError
+from codec.packing import SymbolMismatchError, read_file
 from codec.pipeline import ImageWarning, MissingCoderError
 from codec.quantizer import QuantizerError
 
@@ -159,6 +161,49 @@ def test_symbols_do_not_depend_on_the_reader(
         assert torch.equal(codec.unpack(data), bf16.unpack(data))
         difference = np.asarray(codec.decompress(data), int) - np.asarray(bf16.decompress(data))
         assert np.abs(difference).max() <= 8
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_symbols_do_not_depend_on_compilation(
+    model_dir: Path, pixels: MakePixels, backend: str
+) -> None:
+    """A file written by a compiled network is read by a plain one to its symbols, and back."""
+    plain, compiled = (Codec.from_pretrained(model_dir, device="cpu") for _ in range(2))
+    for name in ("encode", "decode"):
+        method = getattr(compiled.autoencoder, name)
+        setattr(compiled.autoencoder, name, torch.compile(method, backend=backend))
+    for writer in (plain, compiled):
+        data = writer.compress(pixels(64, 64))
+        file = read_file(data)
+        assert isinstance(file.header.quantizer, OneStep)
+        step = file.header.quantizer.step
+        coder = writer.coder
+        assert isinstance(coder, SymbolCoder | ContextCoder)
+        symbols = coder.decode(file.payload, file.header.quantizer.shape, step)
+        assert coder.encode(symbols, step) == file.payload
+        assert torch.equal(plain.unpack(data), compiled.unpack(data))
+
+
+@pytest.mark.parametrize("quality", [30, 50])
+def test_latents_of_a_batch_are_packed_as_each_by_itself(codec: Codec, quality: int) -> None:
+    packer = codec._packer
+    step, sizes = packer.step_units(quality, None), [(80, 48), (73, 41), (79, 48)]
+    random = np.random.default_rng(0)
+    raw = random.normal(size=(3, codec.latent_channels, 6, 10)).astype(np.float32)
+    together = packer.pack_batch(raw, step, sizes)
+    assert together == [packer.pack(one, step, size) for one, size in zip(raw, sizes, strict=True)]
+    assert read_file(together[1]).header.width == 73
+
+
+def test_the_default_quality_rounds(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step of quality 50 is whole, so its quality is 49.9999: no reason to choose symbols."""
+    coder = codec.coder
+    assert coder is not None
+    monkeypatch.delattr(type(coder), "quantize")
+    latents = torch.zeros(codec.latent_channels, 4, 4)
+    assert codec.pack(latents, quality=50) == codec.pack(latents)
+    with pytest.raises(AttributeError, match="quantize"):
+        codec.pack(latents, quality=40)
 
 
 def test_tiles_match_the_whole(

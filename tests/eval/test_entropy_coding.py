@@ -13,11 +13,13 @@ import zstandard
 from diffusers import AutoencoderKL, VQModel
 from numpy.typing import NDArray
 
-from codec import images, quantizer
+from codec import checkpoint, images, quantizer
 from codec.pipeline import Codec
 from eval.coded_files import open_coded
 from eval.coding_report import CodedImage, CodingReport, CodingRow, coding_table, remarks
 from eval.entropy_coding import measure_coding, zstd_bytes
+from tests.codec.foreign_models import save_model
+from tests.codec.index_coders import handmade
 
 Pixels = NDArray[np.uint8]
 _BLOCKS = {
@@ -108,7 +110,9 @@ def row_of(*payloads: int, zstd_type: str = "int8") -> CodingRow:
     return CodingRow(
         50,
         tuple(
-            CodedImage("a", 100, -1, 1, bytes_ + 10, bytes_, bytes_ * 1.02, 100, 90, 80, zstd_type)
+            CodedImage(
+                "a", 100, -1, 1, bytes_ + 10, bytes_, bytes_ * 1.02, 100, 90, 80, zstd_type, 640
+            )
             for bytes_ in payloads
         ),
     )
@@ -120,6 +124,9 @@ def test_gains_are_of_the_sums() -> None:
     assert row.gain("zstd") == pytest.approx(25)
     assert row.gain("zstd", "file") == pytest.approx(12.5)
     assert row.deviation == pytest.approx(2)
+    assert row.bits_per_symbol == pytest.approx(8 * 120 / 200)
+    assert row.rate_bpp == pytest.approx(8 * 140 / 1280)
+    assert list(row.rivals()) == ["order0_image", "order0_channels", "zstd"]
 
 
 def test_the_report_for_people_and_programs(report: CodingReport) -> None:
@@ -181,6 +188,37 @@ def test_files_of_other_autoencoders_are_taken_apart(
         assert coded.estimate_bits is not None
         assert coded.coded_bytes == pytest.approx(coded.estimate_bits / 8, abs=3)
         assert len(coded.planes) == 4
+
+
+def test_codes_are_compared_with_tables_that_travel(
+    tmp_path: Path, pixels: Callable[..., Pixels]
+) -> None:
+    folder = save_model("vq", tmp_path)
+    own = Codec.from_pretrained(folder, device="cpu", dtype="fp32")
+    images.save(pixels(64, 80), tmp_path / "a.png")
+    (before,) = measure_coding(own, [tmp_path / "a.png"], qualities=(None,), runs=1).rows
+    assert before.images[0].own_tables == before.images[0].payload
+    handmade(32).save(folder / "entropy.safetensors")
+    checkpoint.finalize(
+        folder,
+        name="codes",
+        default_quality=None,
+        quality_50_step=None,
+        license_name="CC0-1.0",
+        summary="Random weights for tests.",
+    )
+    codec = Codec.from_pretrained(folder, device="cpu", dtype="fp32")
+    report = measure_coding(codec, [tmp_path / "a.png"], qualities=(None,), runs=1)
+    (row,) = report.rows
+    found, data = row.images[0], codec.compress(tmp_path / "a.png")
+    assert found.num_symbols == 8 * 10
+    assert (found.own_tables, found.zstd) == (before.images[0].payload, before.images[0].zstd)
+    assert found.estimate == handmade(32).estimate_bits(tuple(open_coded(codec, data).planes)) / 8
+    assert row.bits_per_symbol == 8 * found.payload / 80
+    assert row.rate_bpp == 8 * len(data) / (64 * 80)
+    assert list(row.rivals()) == ["order0_channels", "zstd", "own_tables"]
+    assert f"{row.bits_per_symbol:.3f} bits a symbol" in remarks(report)[0]
+    assert report.times is not None
 
 
 def test_the_embedded_coder_gives_the_payload_again(

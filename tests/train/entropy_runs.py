@@ -1,10 +1,10 @@
-"""The configuration of an entropy model's run that takes a second."""
+"""Configurations of entropy models' runs that take a second."""
 
 from pathlib import Path
 from typing import Any
 
 from train.config import parse_config
-from train.entropy.sections import EntropyConfig
+from train.entropy.sections import EntropyConfig, IndexConfig
 
 
 def entropy_config(
@@ -27,4 +27,26 @@ def entropy_config(
         values[name] = {**values[name], **section}
     config = parse_config(values, "test")
     assert isinstance(config, EntropyConfig)
+    return config
+
+
+def index_config(
+    run_dir: Path, photos: Path, codec: Path, **sections: dict[str, Any]
+) -> IndexConfig:
+    """Four steps on the codes of an autoencoder, as `entropy_config`."""
+    values: dict[str, dict[str, Any]] = {
+        "indices": {"codec": str(codec), "values": 3, "units": 6, "features": 4},
+        "data": {"folders": [str(photos)], "latent_crop": 8},
+        "optimizer": {"warmup_images": 0, "learning_rate": 1e-2},
+        "run": {
+            "output_dir": str(run_dir),
+            "batch_size": 2,
+            "max_images": 8,
+            "log_every": 1,
+        },
+    }
+    for name, section in sections.items():
+        values[name] = {**values[name], **section}
+    config = parse_config(values, "test")
+    assert isinstance(config, IndexConfig)
     return config

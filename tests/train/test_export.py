@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 from codec import Codec, LatentAutoencoder
 from codec.catalog import UnknownModelError
 from codec.checkpoint import read_info
+from codec.entropy.index_coder import IndexCoder
+from codec.packing import read_file
 from train.cli import app
 from train.release import export
 from train.release.export import ExportError, default_step, export_run
@@ -228,14 +230,12 @@ KL = {
 @pytest.mark.parametrize(
     ("model", "other"),
     [
-        ({"bottleneck": "vq", "codebook_size": 16}, {}),
-        ({"bottleneck": "fsq", "fsq_levels": [8, 5, 5, 5]}, {}),
-        ({"bottleneck": "vq2", "codebook_size": 16}, {}),
+        ({"bottleneck": "fsq", "fsq_levels": [256, 64, 3, 3]}, {}),  # more than files know
         ({"num_classes": 2}, {"labels": True}),
         ({"block_out_channels": [8] * 6, "encoder_layers": [0] * 6, "decoder_layers": [1] * 6}, {}),
         (KL, {}),
     ],
-    ids=["vq", "fsq", "vq2", "conditional", "vector", "autoencoder_kl"],
+    ids=["fsq", "conditional", "vector", "autoencoder_kl"],
 )
 def test_what_has_no_tables_becomes_a_plain_directory(
     make_config: MakeConfig,
@@ -262,15 +262,9 @@ def test_what_has_no_tables_becomes_a_plain_directory(
     assert result.stderr.count("\n") == 1
     assert "Files, which bring their own tables" in (output / "README.md").read_text()
     codec = Codec.from_pretrained(output)
-    assert codec.decompress(codec.compress(photos / "image0.png")).size == (64, 48)
-
-    stored = load_file(output / "diffusion_pytorch_model.safetensors")
-    for name, tensor in averaged(run_dir).items():
-        assert torch.equal(stored[name], tensor.half())
-    codebooks = load_checkpoint(list_checkpoints(run_dir)[-1]).tensors["model"]
-    for name in stored.keys() - averaged(run_dir).keys():  # counts would not fit into fp16
-        assert torch.equal(stored[name], codebooks[name])
-    assert (stored.keys() > averaged(run_dir).keys()) == ("vq" in str(model.get("bottleneck")))
+    if model.get("bottleneck") != "fsq":
+        assert codec.decompress(codec.compress(photos / "image0.png")).size == (64, 48)
+    assert_stored(output, run_dir, has_codebooks=False)
 
     kind = diffusers.AutoencoderKL if model is KL else LatentAutoencoder
     loaded = kind.from_pretrained(output)
@@ -278,6 +272,53 @@ def test_what_has_no_tables_becomes_a_plain_directory(
     assert settings["scaling_factor"] == pytest.approx(1 / measured_std(loaded, config), rel=0.2)
     assert len(settings["latents_std"]) == 4
     assert loaded.decode(torch.zeros(1, 4, 2, 2)).sample.shape[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        ({"bottleneck": "vq", "codebook_size": 16}, (16,)),
+        ({"bottleneck": "fsq", "fsq_levels": [8, 5, 5, 5]}, (1000,)),
+        ({"bottleneck": "vq2", "codebook_size": 16}, (16, 16)),
+    ],
+    ids=["vq", "fsq", "vq2"],
+)
+def test_codes_get_a_coder(
+    make_config: MakeConfig,
+    photos: Path,
+    tmp_path: Path,
+    model: dict[str, Any],
+    sizes: tuple[int, ...],
+) -> None:
+    config = make_config(model=model, run={"max_images": 4})
+    Trainer(config).run()
+    run_dir, output = Path(config.run.output_dir), tmp_path / "codec"
+    with pytest.raises(ExportError, match="the model has codes"):
+        export_run(run_dir, output, default_quality=40)
+    result = command(run_dir, "-o", output)
+    assert f"configs/entropy/indices-vq-f8.yaml codec={output}" in result.stderr
+    info = read_info(output)
+    info.verify()
+    assert (info.default_quality, info.quality_50_step) == (None, None)
+    codec = Codec.from_pretrained(output)
+    assert isinstance(codec.coder, IndexCoder)
+    assert codec.coder.codebook_sizes == sizes
+    data = codec.compress(photos / "image0.png")
+    file = read_file(data)
+    assert (file.header.coder_id, file.tables) == (info.coder_id, None)
+    assert codec.decompress(data).size == (64, 48)
+    assert_stored(output, run_dir, has_codebooks="vq" in model["bottleneck"])
+
+
+def assert_stored(output: Path, run_dir: Path, *, has_codebooks: bool) -> None:
+    """Averaged weights in fp16, and codebooks as they are: counts would not fit into fp16."""
+    stored = load_file(output / "diffusion_pytorch_model.safetensors")
+    for name, tensor in averaged(run_dir).items():
+        assert torch.equal(stored[name], tensor.half())
+    codebooks = load_checkpoint(list_checkpoints(run_dir)[-1]).tensors["model"]
+    for name in stored.keys() - averaged(run_dir).keys():
+        assert torch.equal(stored[name], codebooks[name])
+    assert (stored.keys() > averaged(run_dir).keys()) == has_codebooks
 
 
 def measured_std(model: Any, config: TrainConfig) -> float:

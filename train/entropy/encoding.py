@@ -1,7 +1,4 @@
-"""Whole images to latents, once at the start of a run; its processes share the work.
-
-Legend: C latent channels, h w cells of the latent grid.
-"""
+"""Whole images to latents or codes, once at the start of a run; its processes share the work."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from codec.images import ImageError
-from train.entropy.frozen import FrozenCodec, Latents
+from train.entropy.frozen import Encoded, Frozen
 from train.samples.sources import ImageSource
 
 TOGETHER = 8
@@ -23,17 +20,17 @@ TOGETHER = 8
 
 @dataclass(slots=True)
 class EncodedImages:
-    """Latents of many images.
+    """What many images became.
 
     Attributes:
-        latents: of each image, with its mirrored copy behind it if there is one.
+        latents: of each image, or its codes; with its mirrored copy behind it if there is one.
         unreadable: why images cannot be read, by their keys.
         num_images: that `latents` come from.
         num_small: images left out, smaller than a crop.
         num_beyond: images left out, beyond the bound on memory.
     """
 
-    latents: list[Latents] = field(default_factory=list)
+    latents: list[Encoded] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     num_images: int = 0
     num_small: int = 0
@@ -41,7 +38,7 @@ class EncodedImages:
 
 
 def encode_images(
-    frozen: FrozenCodec,
+    frozen: Frozen,
     source: ImageSource,
     numbers: Sequence[int],
     accelerator: Accelerator,
@@ -88,9 +85,7 @@ def encode_images(
     return found
 
 
-def _encode(
-    frozen: FrozenCodec, source: ImageSource, number: int, flip: bool
-) -> list[Latents] | str:
+def _encode(frozen: Frozen, source: ImageSource, number: int, flip: bool) -> list[Encoded] | str:
     """Latents of an image and of its mirrored copy, or why it cannot be read."""
     try:
         pixels = source.load(number)

@@ -4,6 +4,7 @@ Legend: C latent channels, h w cells of the latent grid, f downscale.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from codec.packer import load_any_coder
 from codec.packing import IndicesCoder
 
 Latents = NDArray[np.float32]  # (C, h, w)
+Encoded = NDArray[np.float32] | NDArray[np.int32]
 
 
 class FrozenCodecError(LatentCodecError):
@@ -32,8 +34,8 @@ class FrozenCodecError(LatentCodecError):
 
 
 @dataclass(frozen=True)
-class FrozenCodec:
-    """An autoencoder with continuous latents.
+class Frozen(ABC):
+    """An autoencoder that stays as it is.
 
     Attributes:
         codec: with the device and dtype that it makes files in.
@@ -51,6 +53,24 @@ class FrozenCodec:
         return self.codec.factor
 
     @property
+    def has_coder(self) -> bool:
+        """Whether its files need not bring their own tables."""
+        return (self.directory / CODEC_FILE).is_file()
+
+    @abstractmethod
+    def encode(self, pixels: images.Pixels) -> Encoded:
+        """What is coded of an image uint8 (H, W, 3): an array (planes, h, w)."""
+
+    def padded(self, pixels: images.Pixels) -> images.Pixels:
+        """An image with sides that the network takes."""
+        return images.pad(pixels, self.codec.multiple)
+
+
+@dataclass(frozen=True)
+class FrozenCodec(Frozen):
+    """An autoencoder with continuous latents."""
+
+    @property
     def num_channels(self) -> int:
         """C."""
         return self.codec.latent_channels
@@ -62,9 +82,7 @@ class FrozenCodec:
         Raises:
             FrozenCodecError: they are not finite.
         """
-        model = self.codec.autoencoder
-        multiple = getattr(model, "multiple", self.factor)
-        latents = backbone.encode_pixels(model, images.pad(pixels, multiple))
+        latents = backbone.encode_pixels(self.codec.autoencoder, self.padded(pixels))
         if not np.isfinite(latents).all():
             raise FrozenCodecError(
                 f"found latents of {self.info.name} that are not finite, expected finite ones: "
@@ -74,7 +92,7 @@ class FrozenCodec:
 
     def one_step_coder(self) -> LatentCoder | None:
         """The codec's present coder, if it has one for a single step of all channels."""
-        if not (self.directory / CODEC_FILE).is_file():
+        if not self.has_coder:
             return None
         coder = load_any_coder(self.directory / ENTROPY_FILE)
         assert not isinstance(coder, IndicesCoder)  # latents are continuous
@@ -106,7 +124,8 @@ def open_codec(name: str, device: torch.device | None = None) -> FrozenCodec:
     assert info is not None  # it has a directory
     if codebook_sizes(codec.autoencoder.config):
         raise FrozenCodecError(
-            f"found codes in entropy.codec {name}, expected an autoencoder with continuous latents"
+            f"found codes in entropy.codec {name}, expected an autoencoder with continuous "
+            "latents; a model of codes is trained by configs/entropy/indices-vq-f8.yaml"
         )
     if codec.latent_channels > MAX_CHANNELS:
         raise FrozenCodecError(

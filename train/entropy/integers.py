@@ -9,18 +9,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codec import quantizer
-from codec.entropy.context_coder import ContextCoder, take
-from codec.entropy.context_lattice import Piece
-from codec.entropy.context_network import (
+from codec.entropy.context_coder import ContextCoder
+from codec.entropy.context_network import ContextNetwork
+from codec.entropy.context_weights import (
     KINDS,
     STEP_BITS,
     VALUE_BITS,
     WEIGHT_BITS,
-    ContextNetwork,
     KindWeights,
 )
 from codec.entropy.fit_tables import ResidualCounts
-from codec.entropy.tables import Choice
 from train.entropy.model import ContextModel, KindNetwork
 
 _WEIGHT_LIMIT = (1 << 15) - 1
@@ -49,16 +47,8 @@ def fit_coder(
     coder = ContextCoder(network, counts.chooser)
     for number, image in enumerate(latents):
         step = steps[number % len(steps)]
-        symbols = quantizer.quantize(image, step)[:, None]
-
-        def count(
-            choice: Choice, channel: int, pieces: list[Piece], symbols: NDArray[np.int32] = symbols
-        ) -> NDArray[np.int64]:
-            block = take(symbols[channel], pieces)
-            counts.count(choice, block[0])
-            return block
-
-        coder.walk(np.zeros_like(symbols), step, count)
+        for choice, symbols in coder.choices([quantizer.quantize(image, step)], step):
+            counts.count(choice.flat(), symbols.ravel())
     return ContextCoder(network, counts.tables())
 
 

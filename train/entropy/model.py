@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codec.entropy.context_lattice import CONTEXT_PASSES, NUM_NEIGHBOURS, RADIUS, ContextPass
-from codec.entropy.context_network import (
+from codec.entropy.context_weights import (
     KINDS,
     LEVELS,
     UNIT_LIMIT,

@@ -12,7 +12,7 @@ from train.sections import MAX_ACCUMULATION, DataConfig, Section
 MAX_UNITS = 1024
 """What `codec.entropy.context_storage` takes."""
 SOURCES = ("folders", "lists", "webdataset", "datasets", "image_column", "factors", "exclude")
-"""Settings of `LatentDataConfig` that mean what they mean in `DataConfig`."""
+"""Settings of `EncodedDataConfig` that mean what they mean in `DataConfig`."""
 
 
 class ContextConfig(Section):
@@ -40,8 +40,21 @@ class ContextConfig(Section):
         return self
 
 
-class LatentDataConfig(Section):
-    """Which images are encoded once, and how crops are drawn from their latents."""
+class IndicesConfig(Section):
+    """The model of codes and the indices that it learns; see `train.entropy.index_model`."""
+
+    codec: str = Field(
+        "runs/vq-f8-codec",
+        description="embedded name or directory of the autoencoder whose codes are coded; it stays "
+        "as it is",
+    )
+    values: int = Field(8, ge=1, le=64, description="numbers that stand for a code around it")
+    units: int = Field(64, ge=1, le=MAX_UNITS, description="hidden units")
+    features: int = Field(48, ge=1, le=MAX_UNITS, description="weights of each decision")
+
+
+class EncodedDataConfig(Section):
+    """Which images are encoded once, and how large crops of what they become are."""
 
     folders: tuple[str, ...] = Field((), description="folders of images, read recursively")
     lists: tuple[str, ...] = Field(
@@ -62,7 +75,6 @@ class LatentDataConfig(Section):
         40, ge=8, description="side of a crop, in latent cells; images with fewer are left out"
     )
     flip: bool = Field(True, description="encode a mirrored copy of each image too")
-    transpose: bool = Field(True, description="exchange rows and columns of half of the crops")
     cache_gib: float = Field(
         4.0, gt=0, description="latents are kept while they fit in this; further images are not"
     )
@@ -75,6 +87,12 @@ class LatentDataConfig(Section):
         """
         settings = {name: getattr(self, name) for name in SOURCES}
         return DataConfig(**settings, crop_size=max(16, self.latent_crop * factor))
+
+
+class LatentDataConfig(EncodedDataConfig):
+    """Which images are encoded once, and how crops are drawn from their latents."""
+
+    transpose: bool = Field(True, description="exchange rows and columns of half of the crops")
 
 
 class EntropyOptimizerConfig(Section):
@@ -95,11 +113,11 @@ class EntropyOptimizerConfig(Section):
     )
 
 
-class EntropyRunConfig(Section):
+class CoderRunConfig(Section):
     """Budget, reproducibility and what is written when; always in float32."""
 
     output_dir: str = Field(
-        "runs/context-f8d4", description="checkpoints, log and configuration go here"
+        "runs/indices-vq-f8", description="checkpoints, log and configuration go here"
     )
     seed: int = Field(0, ge=0, lt=2**15)
     batch_size: int = Field(4, ge=1, description="crops a step and process")
@@ -118,6 +136,14 @@ class EntropyRunConfig(Section):
     )
     validation_images: int = Field(32, ge=1)
     validation_every: int = Field(4_000, ge=1, description="crops between validations")
+
+
+class EntropyRunConfig(CoderRunConfig):
+    """The same for a context model of latents, which have a quality."""
+
+    output_dir: str = Field(
+        "runs/context-f8d4", description="checkpoints, log and configuration go here"
+    )
     validation_qualities: tuple[float, ...] = Field(
         (20.0, 35.0, 50.0, 65.0), min_length=1, description="at which held-out images are measured"
     )
@@ -133,9 +159,21 @@ class EntropyRunConfig(Section):
 
 
 class EntropyConfig(Section):
-    """Everything that `latent-codec-train` needs to train an entropy model."""
+    """Everything that `latent-codec-train` needs to train an entropy model of latents."""
 
     entropy: ContextConfig
     data: LatentDataConfig
     optimizer: EntropyOptimizerConfig = EntropyOptimizerConfig()
     run: EntropyRunConfig = EntropyRunConfig()
+
+
+class IndexConfig(Section):
+    """Everything that `latent-codec-train` needs to train an entropy model of codes."""
+
+    indices: IndicesConfig
+    data: EncodedDataConfig
+    optimizer: EntropyOptimizerConfig = EntropyOptimizerConfig()
+    run: CoderRunConfig = CoderRunConfig()
+
+
+CoderConfig = EntropyConfig | IndexConfig

@@ -1,4 +1,4 @@
-"""One optimizer step of the context model: the mean bits of a symbol, over all batches of a step.
+"""One optimizer step of an entropy model: the mean bits of a symbol, over all batches of a step.
 
 Gradients of all batches and processes are averaged before anything moves. Everything is float32.
 """
@@ -12,12 +12,14 @@ from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from train.entropy.index_crops import IndexBatch
 from train.entropy.latents import LatentBatch
-from train.entropy.model import ContextModel
-from train.entropy.sections import EntropyConfig
+from train.entropy.sections import CoderConfig
 from train.meter import Meter
 from train.schedules import warmup_cosine
 from train.step import StepResult
+
+Batch = LatentBatch | IndexBatch  # what a model takes, and how many symbols that are
 
 
 class EntropyStepper:
@@ -26,16 +28,16 @@ class EntropyStepper:
     Args:
         config: the run's configuration.
         accelerator: of the run.
-        model: the plain context model.
+        model: the plain network; it gives the bits (B,) of a batch.
         optimizer: over its parameters, already prepared.
         ema: of its parameters.
     """
 
     def __init__(
         self,
-        config: EntropyConfig,
+        config: CoderConfig,
         accelerator: Accelerator,
-        model: ContextModel,
+        model: nn.Module,
         optimizer: AcceleratedOptimizer,
         ema: EMAModel,
     ) -> None:
@@ -46,7 +48,7 @@ class EntropyStepper:
         self.ema = ema
         self.wrapped: nn.Module = accelerator.prepare_model(model)
 
-    def run(self, batches: Iterator[LatentBatch], images_seen: int, meter: Meter) -> StepResult:
+    def run(self, batches: Iterator[Batch], images_seen: int, meter: Meter) -> StepResult:
         """One optimizer step over `gradient_accumulation_steps` batches."""
         count = self.config.run.gradient_accumulation_steps
         self._set_learning_rate(images_seen)
@@ -71,10 +73,9 @@ class EntropyStepper:
             self.ema.step(self.model.parameters())
         return StepResult({"loss/bits_per_symbol": total}, total, norm, is_finite)
 
-    def _bits_per_symbol(self, batch: LatentBatch) -> Tensor:
-        latents, steps = (part.to(self.accelerator.device) for part in batch)
-        bits: Tensor = self.wrapped(latents, steps)
-        return bits.sum() / latents.numel()
+    def _bits_per_symbol(self, batch: Batch) -> Tensor:
+        bits: Tensor = self.wrapped(*(part.to(self.accelerator.device) for part in batch))
+        return bits.sum() / batch.num_symbols
 
     def _set_learning_rate(self, images_seen: int) -> None:
         settings = self.config.optimizer

@@ -19,14 +19,11 @@ from codec.bitstream import STEPS_PER_UNIT
 from codec.entropy import LatentCoder, SymbolCoder
 from codec.entropy.fit import fit
 from eval.latents.entropy import order0_bits
-from train.entropy.encoding import encode_images
 from train.entropy.frozen import FrozenCodec, Latents
+from train.entropy.held_out import encode_held_out
 from train.entropy.latents import LatentDataset
 from train.entropy.model import ContextModel
 from train.entropy.sections import EntropyConfig
-from train.held_out import held_out_files
-from train.samples.factors import FactorImages
-from train.samples.sources import DataError, FileSource, ImageSource
 
 FITTED = 48
 """Training latents that a linear coder is fitted to, where the codec has none."""
@@ -112,30 +109,14 @@ def make_validation(
     Raises:
         DataError: there is no such image, or none can be read.
     """
-    source = _held_out(config, frozen)
-    if source is None:
+    latents = encode_held_out(config, frozen, accelerator)
+    if latents is None:
         return None
-    numbers = range(len(source))
-    found = encode_images(frozen, source, numbers, accelerator)
-    if not found.latents:
-        raise DataError(f"none of the images of {source.name} can be read: check run")
     steps = {
         quality: quantizer.step_from_quality(quality, dataset.quality_50_step)
         for quality in config.run.validation_qualities
     }
-    return RateValidation(found.latents, steps, _coders(frozen, dataset, list(steps.values())))
-
-
-def _held_out(config: EntropyConfig, frozen: FrozenCodec) -> ImageSource | None:
-    """Held-out images; for a run on rendered ones those that follow them."""
-    run, data = config.run, config.data
-    if run.validation_folder is not None:
-        files = held_out_files(run.validation_folder, run.validation_names, run.validation_images)
-        return FileSource(f"held-out images of {run.validation_folder}", files)
-    if data.factors:
-        size = data.images(frozen.factor).crop_size
-        return FactorImages(count=run.validation_images, size=size, start=data.factors)
-    return None
+    return RateValidation(latents, steps, _coders(frozen, dataset, list(steps.values())))
 
 
 def _coders(

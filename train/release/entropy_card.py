@@ -8,11 +8,16 @@ from typing import Any
 import yaml
 
 from codec.checkpoint import ModelInfo
-from train.entropy.sections import EntropyConfig
+from train.entropy.sections import CoderConfig, IndexConfig
 from train.release.card import PLACES, RunRecords
 
 HEADING = "## Entropy model"
-CODERS = {"": "context model", "linear_": "linear coder", "order0_": "order-0 entropy"}
+CODERS = {
+    "": "context model",
+    "linear_": "linear coder",
+    "tables_": "frequency tables",
+    "order0_": "order-0 entropy",
+}
 """Names in logged figures to headings."""
 
 
@@ -26,7 +31,7 @@ class EntropyFacts:
         info: of the codec that is written.
     """
 
-    config: EntropyConfig
+    config: CoderConfig
     records: RunRecords
     info: ModelInfo
 
@@ -48,13 +53,17 @@ def _section(facts: EntropyFacts) -> str:
     recipe = yaml.safe_dump(_portable(facts.config), sort_keys=False).strip()
     parts = (
         HEADING,
-        f"A context model of the quantised latents, coder {facts.info.coder_id}; the autoencoder "
-        "is as it was.",
+        f"A context model of the {_coded(facts.config)}, coder {facts.info.coder_id}; the "
+        "autoencoder is as it was.",
         "\n".join(f"- {fact}" for fact in _training(facts)),
         _held_out(facts),
         f"```yaml\n{recipe}\n```",
     )
     return "\n\n".join(part for part in parts if part)
+
+
+def _coded(config: CoderConfig) -> str:
+    return "codes' indices" if isinstance(config, IndexConfig) else "quantised latents"
 
 
 def _training(facts: EntropyFacts) -> list[str]:
@@ -78,7 +87,7 @@ def _training(facts: EntropyFacts) -> list[str]:
     return stated
 
 
-def _sources(config: EntropyConfig) -> str:
+def _sources(config: CoderConfig) -> str:
     if config.data.factors:
         return "rendered factors"
     places = [getattr(config.data, key) for key in PLACES if key != "exclude"]
@@ -86,28 +95,40 @@ def _sources(config: EntropyConfig) -> str:
 
 
 def _held_out(facts: EntropyFacts) -> str:
-    """A table of bits a symbol, a quality a row."""
+    """A table of bits a symbol, a quality a row; codes have none."""
     figures = facts.records.figures
     used = [name for name in CODERS if f"val/{name}bits_per_symbol" in figures]
     if not used:
         return "No held-out images were measured."
-    rows = [
-        ["quality", *(CODERS[name] for name in used)],
-        ["---:"] * (1 + len(used)),
-    ]
-    for quality in facts.config.run.validation_qualities:
-        key = f"bits_per_symbol_q{quality:g}"
-        rows.append([f"{quality:g}", *(f"{figures[f'val/{name}{key}']:.4f}" for name in used)])
+    qualities: tuple[float, ...] = ()
+    if not isinstance(facts.config, IndexConfig):
+        qualities = facts.config.run.validation_qualities
+    rows = [["quality", *(CODERS[name] for name in used)], ["---:"] * (1 + len(used))]
+    for label, suffix in [(f"{q:g}", f"_q{q:g}") for q in qualities] or [("-", "")]:
+        key = f"bits_per_symbol{suffix}"
+        rows.append([label, *(f"{figures[f'val/{name}{key}']:.4f}" for name in used)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return (
         "Bits a symbol of held-out images, logged by the run after "
-        f"{facts.records.figures_at} crops: the context model in floats, a coder of linear "
-        "predictors, and the entropy of each image's own symbols, channel by channel.\n\n"
+        f"{facts.records.figures_at} crops: the context model in floats, "
+        f"{_rivals(facts.config)}.\n\n"
         f"{table}"
     )
 
 
-def _portable(config: EntropyConfig) -> dict[str, Any]:
+def _rivals(config: CoderConfig) -> str:
+    if isinstance(config, IndexConfig):
+        return (
+            "frequency tables of the training images, and the entropy of each image's own indices, "
+            "codebook by codebook"
+        )
+    return (
+        "a coder of linear predictors, and the entropy of each image's own symbols, channel by "
+        "channel"
+    )
+
+
+def _portable(config: CoderConfig) -> dict[str, Any]:
     """The configuration with names of folders and files in place of one machine's paths."""
     recipe = config.model_dump(mode="json", exclude={"run": {"output_dir"}})
     for key in PLACES:
@@ -116,8 +137,9 @@ def _portable(config: EntropyConfig) -> dict[str, Any]:
         ("run", "validation_folder"),
         ("run", "validation_names"),
         ("entropy", "codec"),
+        ("indices", "codec"),
     ):
-        path = recipe[section][key]
+        path = recipe.get(section, {}).get(key)
         if path and (Path(path).is_absolute() or Path(path).exists()):
             recipe[section][key] = Path(path).name
     return recipe

@@ -1,10 +1,10 @@
 """From a run to a model directory: averaged fp16 weights, statistics, tables, ids, model card.
 
-Continuous latents become a codec that makes and reads files. A model that speaks the latents of a
-codec at hand, a distilled student or a decoder tuned on a frozen encoder, takes over that codec's
-statistics, tables and quality scale, and reads its files. Models of class labels, single vectors
-and AutoencoderKL become a plain diffusers directory, whose files bring their own tables. A run of
-an entropy model goes to `train.release.entropy`.
+Continuous latents and codes become a codec that makes and reads files. A model that speaks the
+latents of a codec at hand, a distilled student or a decoder tuned on a frozen encoder, takes over
+that codec's statistics, tables and quality scale, and reads its files. Models of class labels,
+single vectors and AutoencoderKL become a plain diffusers directory, whose files bring their own
+tables. A run of an entropy model goes to `train.release.entropy`.
 """
 
 import math
@@ -17,21 +17,26 @@ import torch
 from torch import nn
 
 from codec import backbone
+from codec.architectures import codebook_sizes
 from codec.autoencoder import LatentAutoencoder
 from codec.catalog import model_directory
 from codec.checkpoint import CODEC_FILE, DEFAULT_QUALITY, ModelInfo, finalize, read_info
+from codec.codes import Codes, codes_of
+from codec.entropy import SymbolCoder
+from codec.entropy.index_coder import IndexCoder
+from codec.header import MAX_CODES
 from codec.identity import CONFIG_FILE, ENTROPY_FILE, read_json
 from eval.latents.statistics import LatentStatistics
 from train.build import build_model
 from train.config import load_config
 from train.data import CropDataset
-from train.entropy.sections import EntropyConfig
 from train.release.card import CardFacts, read_records, write_card
-from train.release.coders import fit_one_step
+from train.release.coders import fit_codes, fit_one_step, refuse_quality
 from train.release.entropy import export_entropy
 from train.release.folders import ExportError, new_folder, refuse_folder
-from train.release.latents import measure_crops, measure_images
+from train.release.latents import measure_codes, measure_crops, measure_images
 from train.samples.pool import open_sources
+from train.samples.sources import ImageSource
 from train.sections import TrainConfig
 from train.state import best_checkpoint, fill, latest_good, load_checkpoint
 
@@ -90,7 +95,7 @@ def export_run(
     checkpoint = choose_checkpoint(run_dir, best=best)
     refuse_folder(output, force=force)
     config = load_config(run_dir / "config.yaml")
-    if isinstance(config, EntropyConfig):
+    if not isinstance(config, TrainConfig):
         return export_entropy(
             config,
             run_dir,
@@ -153,11 +158,11 @@ def averaged_model(config: TrainConfig, checkpoint: Path) -> Any:
 
 
 def fits_tables(config: TrainConfig, model: Any) -> bool:
-    """Whether tables can be fitted to the latents of whole images."""
+    """Whether tables can be fitted to the latents or codes of whole images."""
     settings = model.config
     return (
         isinstance(model, LatentAutoencoder)
-        and settings.bottleneck == "gaussian"
+        and max(codebook_sizes(settings), default=0) <= MAX_CODES
         and settings.num_classes is None
         and not is_vector(config, model)
     )
@@ -178,24 +183,44 @@ def write_codec(
 ) -> None:
     """Write a codec with its own tables, or with those of the codec whose latents it speaks."""
     config, spoken = facts.config, origin.codec if origin else None
-    step = quality_50_step or (spoken.quality_50_step if spoken else default_step(config, model))
+    codes = codes_of(model)
+    if codes is not None:
+        refuse_quality(quality_50_step, default_quality)
+        step = quality = None
+    else:
+        step = quality_50_step or (
+            spoken.quality_50_step if spoken else default_step(config, model)
+        )
+        quality = default_quality or (spoken.default_quality if spoken else DEFAULT_QUALITY)
     if spoken is not None:
         _write_model(folder, model, read_json(spoken.directory / CONFIG_FILE), facts)
         shutil.copyfile(spoken.directory / ENTROPY_FILE, folder / ENTROPY_FILE)
     else:
-        latents, measured = measure_images(model, open_sources(config.data))
+        coder, measured = _fit(model, codes, step, open_sources(config.data))
         stated = read_json(origin.directory / CONFIG_FILE) if origin else _stated(measured)
         _write_model(folder, model, stated, facts)
-        fit_one_step(latents, step).save(folder / ENTROPY_FILE)
+        coder.save(folder / ENTROPY_FILE)
     finalize(
         folder,
         name=facts.name,
-        default_quality=default_quality or (spoken.default_quality if spoken else DEFAULT_QUALITY),
+        default_quality=quality,
         quality_50_step=step,
         license_name=facts.licence,
         summary=summary(model, facts.records.num_images, spoken),
         accepts=spoken.accepts if spoken else (),
     )
+
+
+def _fit(
+    model: LatentAutoencoder, codes: Codes | None, step: float | None, source: ImageSource
+) -> tuple[SymbolCoder | IndexCoder, LatentStatistics]:
+    """A coder fitted to whole images, and statistics of their latents."""
+    if codes is not None:
+        indices, measured = measure_codes(model, codes, source)
+        return fit_codes(indices, codes), measured
+    assert step is not None  # of continuous latents
+    latents, measured = measure_images(model, source)
+    return fit_one_step(latents, step), measured
 
 
 def write_plain(folder: Path, model: Any, facts: CardFacts, origin: Origin | None) -> None:

@@ -12,11 +12,19 @@ from typing import Any
 from codec import architectures, backbone
 from codec.catalog import model_directory
 from codec.checkpoint import DEFAULT_QUALITY, RELATIVE_50_STEP, ModelInfo, finalize, read_info
+from codec.codes import codes_of
+from codec.entropy.channel_coder import ChannelCoder
+from codec.entropy.index_coder import IndexCoder
 from codec.identity import CONFIG_FILE, ENTROPY_FILE, weight_files
 from codec.images import find
-from train.release.coders import check_channels, fit_channel_steps
+from train.release.coders import (
+    check_channels,
+    fit_channel_steps,
+    fit_codes,
+    refuse_quality,
+)
 from train.release.folders import new_folder, refuse_folder
-from train.release.latents import measure_images
+from train.release.latents import measure_codes, measure_images
 from train.samples.sources import FileSource
 
 MAX_SIDE = 1024
@@ -50,18 +58,25 @@ def export_tables(
         What codec.json says.
 
     Raises:
-        ExportError: the output exists, or the latents have too many channels.
+        ExportError: the output exists, the latents have too many channels, or a step or a quality
+            was given for codes.
         LatentCodecError: the model or the images cannot be used.
     """
     refuse_folder(output, force=force)
     directory = model_directory(model)
     autoencoder = backbone.load_autoencoder(directory)
-    num_channels = architectures.latent_channels(autoencoder.config)
-    check_channels(num_channels)
-    source = FileSource("the given images", find(list(images)))
-    latents, _ = measure_images(autoencoder, source, MAX_SIDE)
-    step = quality_50_step or RELATIVE_50_STEP
-    coder = fit_channel_steps(latents, step)
+    codes = codes_of(autoencoder)
+    step, quality = quality_50_step or RELATIVE_50_STEP, default_quality or DEFAULT_QUALITY
+    coder: ChannelCoder | IndexCoder
+    if codes is not None:
+        refuse_quality(quality_50_step, default_quality)
+        step = quality = None
+        indices, _ = measure_codes(autoencoder, codes, _source(images), MAX_SIDE)
+        coder, num_images = fit_codes(indices, codes), len(indices)
+    else:
+        check_channels(architectures.latent_channels(autoencoder.config))
+        latents, _ = measure_images(autoencoder, _source(images), MAX_SIDE)
+        coder, num_images = fit_channel_steps(latents, step), len(latents)
     with new_folder(output) as partial:
         partial.mkdir()
         copy_model(directory, partial)
@@ -69,13 +84,17 @@ def export_tables(
         info = finalize(
             partial,
             name=name or output.name,
-            default_quality=default_quality or DEFAULT_QUALITY,
+            default_quality=quality,
             quality_50_step=step,
             license_name=licence,
-            summary=_summary(autoencoder, len(latents)),
+            summary=_summary(autoencoder, num_images),
         )
-        (partial / "README.md").write_text(_card(info, autoencoder, len(latents)), encoding="utf-8")
+        (partial / "README.md").write_text(_card(info, autoencoder, num_images), encoding="utf-8")
     return read_info(output)
+
+
+def _source(images: Sequence[str]) -> FileSource:
+    return FileSource("the given images", find(list(images)))
 
 
 def copy_model(directory: Path, folder: Path) -> None:
@@ -96,6 +115,15 @@ def _kind(autoencoder: Any) -> str:
     return f"{type(autoencoder).__name__}, f{factor}, {channels} channels"
 
 
+def _quality(info: ModelInfo) -> str:
+    if info.quality_50_step is None:
+        return "- Files hold the codes exactly; there is no quality to choose."
+    return (
+        f"- Quality 50 is a step of {info.quality_50_step:g} of each channel's deviation over "
+        "these images."
+    )
+
+
 def _card(info: ModelInfo, autoencoder: Any, num_images: int) -> str:
     """The model card as Markdown."""
     return f"""# {info.name}
@@ -107,6 +135,6 @@ Licence of the weights: {info.license_name}.
 - Latents: `codec.Codec.from_pretrained(DIR)`, or diffusers with DIR as a `vae`.
 - Tables: fitted on the latents of {num_images} images, of each at most the middle
   {MAX_SIDE}x{MAX_SIDE} pixels.
-- Quality 50 is a step of {info.quality_50_step:g} of each channel's deviation over these images.
+{_quality(info)}
 - Command: `latent-codec-train export --tables-for MODEL IMAGES -o DIR`.
 """

@@ -1,6 +1,7 @@
-"""Latents of the training images, measured for an export. No measurement changes the model."""
+"""Latents and codes of the training images, measured for an export; the model never changes."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from torch import nn
 
 from codec import backbone, images
 from codec.architectures import latent_channels
+from codec.codes import Codes
 from codec.console import print_warning
 from codec.device import choose_device, choose_dtype
+from codec.entropy.index_tables import Indices
 from eval.latents.statistics import LatentStatistics, StreamingStatistics
 from train.data import CropDataset, to_unit
 from train.samples.sources import DataError, ImageSource
@@ -36,22 +39,52 @@ def measure_images(
     Raises:
         DataError: none of the images can be read; single broken ones are left out.
     """
-    model = _to_fastest(model)
-    statistics = StreamingStatistics(latent_channels(model.config))
-    multiple = getattr(model, "multiple", backbone.downscale_factor(model))
+    fast, statistics = _to_fastest(model), StreamingStatistics(latent_channels(model.config))
     latents = []
+    for pixels in _spread(model, source, max_side):
+        latents.append(backbone.encode_pixels(fast, pixels))
+        statistics.update(latents[-1])
+    return latents, statistics.finish()
+
+
+@torch.no_grad()
+def measure_codes(
+    model: Any, codes: Codes, source: ImageSource, max_side: int | None = None
+) -> tuple[list[Indices], LatentStatistics]:
+    """Indices of images spread evenly over a source; and statistics of their codes.
+
+    Args:
+        model: an autoencoder with codes.
+        codes: its codebooks.
+        source: as for `measure_images`.
+        max_side: likewise.
+
+    Raises:
+        DataError: as for `measure_images`.
+    """
+    fast, statistics = _to_fastest(model), StreamingStatistics(latent_channels(model.config))
+    indices = []
+    for pixels in _spread(model, source, max_side):
+        indices.append(backbone.encode_indices(fast, codes, pixels))
+        statistics.update(codes.to_latents(indices[-1]))
+    return indices, statistics.finish()
+
+
+def _spread(model: Any, source: ImageSource, max_side: int | None) -> Iterator[images.Pixels]:
+    """Yields up to `NUM_IMAGES` images with sides that a model takes."""
+    multiple = getattr(model, "multiple", backbone.downscale_factor(model))
     spread = np.linspace(0, len(source) - 1, min(NUM_IMAGES, len(source))).round().astype(int)
+    num_read = 0
     for number in track(spread.tolist(), "latents of training images", transient=True):
         try:
             pixels = images.pad(_middle(source.load(number), max_side), multiple)
         except images.ImageError as error:
             print_warning(f"left out: {error}")
             continue
-        latents.append(backbone.encode_pixels(model, pixels))
-        statistics.update(latents[-1])
-    if not latents:
+        num_read += 1
+        yield pixels
+    if not num_read:
         raise DataError(f"none of {len(spread)} images can be read: check {source.name}")
-    return latents, statistics.finish()
 
 
 def _middle(pixels: images.Pixels, max_side: int | None) -> images.Pixels:
