@@ -64,7 +64,7 @@ def test_the_network_is_within_its_budget(codec: Codec) -> None:
     assert codec.latent_channels == 4
 
 
-@pytest.mark.parametrize("name", ["kl-f8d4", "kl-f8d4-context"])
+@pytest.mark.parametrize("name", ["kl-f8d4", "kl-f8d4-context", "kl-f8d4-context-80"])
 def test_golden_files_decode_to_their_symbols(codec: Codec, name: str) -> None:
     """What was written once decodes for ever, by tables that the model had before as well."""
     path = GOLDEN / f"{name}.lc"
@@ -77,7 +77,7 @@ def test_golden_files_decode_to_their_symbols(codec: Codec, name: str) -> None:
 
 
 def test_the_golden_symbols_are_coded_to_the_golden_bytes(codec: Codec) -> None:
-    file = read_file(GOLDEN / "kl-f8d4-context.lc")
+    file = read_file(GOLDEN / "kl-f8d4-context-80.lc")
     assert isinstance(codec.coder, ContextCoder)
     assert codec.info is not None
     assert file.header.coder_id == codec.info.coder_id
