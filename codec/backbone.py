@@ -87,7 +87,11 @@ def encode_raw(model: Any, x: Tensor) -> Tensor:
     Returns:
         (N, C, H/f, W/f) in the model's dtype.
     """
-    output = model.encode(x)
+    return output_latents(model.encode(x))
+
+
+def output_latents(output: Any) -> Tensor:
+    """Returns the latents in what `encode` of any autoencoder gives, as `encode_raw` does."""
     if hasattr(output, "latent_dist"):
         latents: Tensor = output.latent_dist.mode()
     else:

@@ -12,6 +12,8 @@ import typer
 
 from codec import console
 from codec.console import Debug, Device, Dtype, Force, Json, Model
+from codec.dataset.commands import dataset
+from codec.shards import commands as shard_commands
 
 app = console.new_app("""Compress images into small latent files (.lc), and bring them back.
 
@@ -210,6 +212,10 @@ def models(as_json: Json = False, debug: Debug = False) -> None:
         print(json.dumps([model_entry(model) for model in found]))
     else:
         print("\n".join(model_lines(found)) or "no models")
+
+
+app.command()(dataset)
+shard_commands.register(app)
 
 
 def main() -> NoReturn:

@@ -118,6 +118,8 @@ def leave_after(main: Callable[[], NoReturn]) -> NoReturn:
         sys.stderr.flush()
     except BrokenPipeError:
         code = code or 1
+    if "multiprocessing.forkserver" in sys.modules:  # there were worker processes, to tidy up after
+        sys.exit(code)
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 

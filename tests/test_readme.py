@@ -62,6 +62,13 @@ def test_the_commands_of_use(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {path.name for path in (desk / "compressed").iterdir()} == {"a.lc", "b.lc"}
 
 
+def test_the_commands_of_datasets(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in commands("dataset"):
+        call(monkeypatch, words)
+    assert (desk / "latents" / "manifest.json").is_file()
+    assert (desk / "look" / "contact-sheet.png").is_file()
+
+
 def test_the_python_of_use(desk: Path) -> None:
     for block in blocks("python"):
         done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
@@ -81,7 +88,7 @@ def test_the_commands_of_training(desk: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_commands_of_evaluation(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [words[1] for words in commands("eval")]
-    assert names == ["images", "rd", "coder", "bench", "demo"]
+    assert names == ["images", "rd", "coder", "bench", "loader", "demo"]
     for words in commands("eval"):
         if words[1] in ("images", "rd"):
             call(monkeypatch, [*words, "--no-lpips"])
