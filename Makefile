@@ -1,5 +1,6 @@
 # make demo   install into .venv and run the main job on a few photographs
 # make test   install into .venv and run the tests
+# make test-all  also the slow ones, and those of Ray, which it installs
 # make lint   the checks that CI and pre-commit run
 # make fuzz   100,000 damaged and forged files through decode and info
 PYTHON ?= python3
@@ -14,7 +15,7 @@ export LATENT_CODEC_SHARED := $(abspath ../shared)
 endif
 endif
 
-.PHONY: install demo test lint fuzz clean
+.PHONY: install demo test test-all lint fuzz clean
 
 install: $(STAMP)
 
@@ -31,6 +32,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-all: $(STAMP)
+	$(BIN)/python -m pip install --quiet --quiet --editable '.[dev,ray]'
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "slow or not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
