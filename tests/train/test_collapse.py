@@ -60,7 +60,12 @@ def test_a_posterior_collapses(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "cure", [{"kl_schedule": "linear", "kl_warmup": 6400}, {"free_bits": 0.5}], ids=str
+    "cure",
+    [
+        pytest.param({"kl_schedule": "linear", "kl_warmup": 6400}, marks=pytest.mark.slow),
+        {"free_bits": 0.5},
+    ],
+    ids=str,
 )
 def test_a_posterior_that_does_not(make_config: MakeConfig, cure: dict[str, Any]) -> None:
     figures, warnings = train(vae(make_config, **cure))

@@ -82,6 +82,7 @@ def test_two_processes_equal_the_doubled_batch(make_config: MakeConfig, tmp_path
     assert compare(make_config, tmp_path, loss=loss) < 1e-5
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_discriminator(make_config: MakeConfig, tmp_path: Path) -> None:
     """To 1e-4: hinge and leaky ReLU have corners too, and the adaptive weight is a quotient."""
     adversarial = {
@@ -97,6 +98,7 @@ def test_two_processes_with_a_discriminator(make_config: MakeConfig, tmp_path: P
     assert compare(make_config, tmp_path, adversarial=adversarial) < 1e-4
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_codebook(make_config: MakeConfig, tmp_path: Path) -> None:
     """To 1e-4: codes are chosen by comparison, where a rounding error can choose another."""
     model = {"bottleneck": "vq", "codebook_size": 16}
