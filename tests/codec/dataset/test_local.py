@@ -3,6 +3,7 @@
 import shutil
 import signal
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,22 @@ def test_any_number_of_workers_gives_the_same_bytes(
 
 def my_workers() -> list[psutil.Process]:
     """The processes that were forked off this test's own server."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if child.parent() not in (None, psutil.Process())]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended while we looked
+            if child.parent() not in (None, psutil.Process()):
+                found.append(child)
+    return found
+
+
+def kill_a_worker(number: int) -> bool:
+    """Whether a process died by it: the first of `my_workers`, or the second, and so on."""
+    workers = my_workers()
+    with suppress(psutil.NoSuchProcess):  # it ended by an earlier kill just now
+        if workers and (victim := workers[number % len(workers)]).status() != psutil.STATUS_ZOMBIE:
+            victim.send_signal(signal.SIGKILL)
+            return True
+    return False
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -82,21 +97,20 @@ def test_killed_workers_cost_nothing(
     monkeypatch: pytest.MonkeyPatch,
     apart: bool,
 ) -> None:
-    killed: list[int] = []
+    kills = 0
 
     def engine(pieces: Iterator[Piece], work: Work, num_workers: int) -> Generator[Outcome]:
+        nonlocal kills
         for outcome in run_local(pieces, work, 2, apart=apart):
-            if len(killed) < 3:
-                victim = my_workers()[len(killed) % 2]
-                killed.append(victim.pid)
-                victim.send_signal(signal.SIGKILL)
+            kills += kills < 3 and kill_a_worker(kills)
             yield outcome
 
     monkeypatch.setattr(running, "run_local", engine)
     make_dataset(source, tmp_path / "d", settings_of(model_dir))
-    assert len(killed) == 3
+    assert kills == 3
     assert digests(tmp_path / "d") == digests(expected)
-    assert my_workers() == [], "no process is left"
+    _, alive = psutil.wait_procs(my_workers(), timeout=10)  # gone, or waiting for their parent
+    assert alive == [], "no process is left"
 
 
 def test_an_image_that_kills_its_reader_is_an_error(
