@@ -21,7 +21,7 @@ from codec.errors import LatentCodecError
 from codec.images import MAX_PIXELS, Pixels
 from codec.shards.records import ItemError, RecordInfo
 
-__all__ = ["Preprocessing", "PreprocessingError", "load_item", "prepare"]
+__all__ = ["Preprocessing", "PreprocessingError", "center_square", "load_item", "prepare"]
 
 Fit = Literal["crop", "fit"]
 CropMode = Literal["center", "random"]
@@ -184,6 +184,16 @@ def prepare(
             )
             records.append((info, np.ascontiguousarray(cut[:, ::-1]) if flip else cut))
     return records
+
+
+def center_square(pixels: Pixels, size: int) -> Pixels:
+    """Returns the largest square in the middle of uint8 (H, W, 3), scaled to (size, size, 3).
+
+    What `prepare` makes of an image without other settings.
+    """
+    preprocessing = Preprocessing(size=size)
+    shape, box = _place(pixels.shape[1], pixels.shape[0], preprocessing, key="", number=0)
+    return _cut(pixels, box, shape)
 
 
 def _place(

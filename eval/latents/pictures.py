@@ -38,7 +38,7 @@ def reconstruction_grid(
     for start in range(0, len(originals), columns):
         part = slice(start, start + columns)
         rows += [originals[part], reconstructions[part]]
-    return _tiled(rows)
+    return tiled(rows)
 
 
 def interpolation_strip(
@@ -55,7 +55,7 @@ def interpolation_strip(
     assert steps >= 2
     shares = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device)
     between = torch.lerp(first[None], second[None], shares[:, None, None, None])
-    return _tiled([list(to_pixels(decode(between)))])
+    return tiled([list(to_pixels(decode(between)))])
 
 
 def to_pixels(sample: Tensor) -> Pixels:
@@ -64,7 +64,7 @@ def to_pixels(sample: Tensor) -> Pixels:
     return levels.byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _tiled(rows: Sequence[Sequence[Pixels]]) -> Pixels:
+def tiled(rows: Sequence[Sequence[Pixels]]) -> Pixels:
     """Pictures of one size in rows on white, with gaps between them."""
     height, width = rows[0][0].shape[:2]
     across, down = max(map(len, rows)), len(rows)

@@ -6,11 +6,10 @@ from typing import Any
 
 import yaml
 
+from train.release.portable import PLACES, portable
 from train.report import last_validation, read_json_record, read_log
 from train.sections import TrainConfig
 from train.state import read_best, read_progress
-
-PLACES = ("folders", "lists", "webdataset", "datasets", "exclude")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def write_card(path: Path, facts: CardFacts) -> None:
 
 def render_card(facts: CardFacts) -> str:
     """The card's text."""
-    recipe = yaml.safe_dump(_portable(facts.config), sort_keys=False).strip()
+    recipe = yaml.safe_dump(portable(facts.config), sort_keys=False).strip()
     sections = (
         f"# {facts.name}",
         f"Licence of the weights: {facts.licence}.",
@@ -135,24 +134,6 @@ def _sources(config: TrainConfig) -> str:
         return "rendered factors"
     places = [getattr(config.data, key) for key in PLACES if key != "exclude"]
     return ", ".join(Path(place).name for group in places for place in group)
-
-
-def _portable(config: TrainConfig) -> dict[str, Any]:
-    """The configuration with names of folders and files in place of one machine's paths."""
-    recipe = config.model_dump(mode="json", exclude={"run": {"output_dir"}})
-    for key in PLACES:
-        recipe["data"][key] = [Path(path).name for path in recipe["data"][key]]
-    for section, key in (
-        ("run", "validation_folder"),
-        ("run", "validation_names"),
-        ("loss", "perceptual_backbone"),
-        ("model", "init_from"),
-        ("distillation", "teacher"),
-    ):
-        path = recipe[section][key]
-        if path and (Path(path).is_absolute() or Path(path).exists()):
-            recipe[section][key] = Path(path).name
-    return recipe
 
 
 def _held_out(facts: CardFacts) -> str:

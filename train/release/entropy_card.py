@@ -3,13 +3,13 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from codec.checkpoint import ModelInfo
 from train.entropy.sections import CoderConfig, IndexConfig
-from train.release.card import PLACES, RunRecords
+from train.release.card import RunRecords
+from train.release.portable import PLACES, portable
 
 HEADING = "## Entropy model"
 CODERS = {
@@ -50,7 +50,7 @@ def entropy_card(card: str | None, facts: EntropyFacts) -> str:
 
 
 def _section(facts: EntropyFacts) -> str:
-    recipe = yaml.safe_dump(_portable(facts.config), sort_keys=False).strip()
+    recipe = yaml.safe_dump(portable(facts.config), sort_keys=False).strip()
     parts = (
         HEADING,
         f"A context model of the {_coded(facts.config)}, coder {facts.info.coder_id}; the "
@@ -126,20 +126,3 @@ def _rivals(config: CoderConfig) -> str:
         "a coder of linear predictors, and the entropy of each image's own symbols, channel by "
         "channel"
     )
-
-
-def _portable(config: CoderConfig) -> dict[str, Any]:
-    """The configuration with names of folders and files in place of one machine's paths."""
-    recipe = config.model_dump(mode="json", exclude={"run": {"output_dir"}})
-    for key in PLACES:
-        recipe["data"][key] = [Path(path).name for path in recipe["data"][key]]
-    for section, key in (
-        ("run", "validation_folder"),
-        ("run", "validation_names"),
-        ("entropy", "codec"),
-        ("indices", "codec"),
-    ):
-        path = recipe.get(section, {}).get(key)
-        if path and (Path(path).is_absolute() or Path(path).exists()):
-            recipe[section][key] = Path(path).name
-    return recipe
