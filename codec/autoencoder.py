@@ -17,7 +17,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor
+from torch import Tensor, nn
 
 from codec.bottlenecks import (
     DiagonalGaussian,
@@ -81,6 +81,8 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
             channel.
         latents_std: standard deviation of each latent channel, likewise.
         force_upcast: pipelines run the model in float32 when it is true.
+        decoder_in_conv: a 1x1 convolution before the decoder, which holds the scale and shift of
+            latents that `codec.conversion.folding` folded into the network.
     """
 
     _supports_gradient_checkpointing = True
@@ -88,6 +90,8 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     _supports_param_buffer_assignment = False
     _no_split_modules = ("ResidualBlock",)
     _repeated_blocks = ("ResidualBlock",)
+    # `encode` and `decode` are not `forward`, before which diffusers would bring the whole model
+    _group_offload_block_modules = ("encoder", "bottleneck", "decoder")
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -111,6 +115,7 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         latents_mean: Sequence[float] | None = None,
         latents_std: Sequence[float] | None = None,
         force_upcast: bool = False,
+        decoder_in_conv: bool = False,
     ) -> None:
         super().__init__()
         decoder_widths = decoder_block_out_channels or block_out_channels
@@ -137,7 +142,12 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
             num_classes,
         )
         self.decoder = Decoder(
-            latent_channels, out_channels, decoder_widths, decoder_layers, num_classes
+            latent_channels,
+            out_channels,
+            decoder_widths,
+            decoder_layers,
+            num_classes,
+            decoder_in_conv,
         )
         self.factor = 2 ** (len(block_out_channels) - 1)
         self.multiple = self.factor * self.bottleneck.stride
@@ -158,6 +168,11 @@ class LatentAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Diffusers warns of attributes with the name of a setting; `bottleneck` is both."""
         modules = self.__dict__.get("_modules", {})
         return modules[name] if name in modules else super().__getattr__(name)
+
+    @property
+    def post_quant_conv(self) -> nn.Module:
+        """The first layer that latents meet; with `force_upcast`, SDXL asks it for its dtype."""
+        return self.decoder.in_conv or self.decoder.stages[0]
 
     @property
     def quantizers(self) -> list[VectorQuantizer]:

@@ -21,11 +21,14 @@ from codec.identity import CONFIG_FILE, ENTROPY_FILE, ModelError
 DEFAULT_MODEL = "kl-f8d4"
 MODELS_VARIABLE = "LATENT_CODEC_MODELS"
 
+# Where pipelines keep their autoencoder: Stable Diffusion, DiT; LDM; Kandinsky.
+PIPELINE_FOLDERS = ("vae", "vqvae", "movq")
+
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # All that may come from a hub: never a pickle, never code.
 _HUB_FILES = [
     f"{folder}{name}"
-    for folder in ("", "vae/")
+    for folder in ("", *(f"{part}/" for part in PIPELINE_FOLDERS))
     for name in (
         CONFIG_FILE,
         CODEC_FILE,
@@ -90,7 +93,7 @@ def _listed_directories() -> Iterator[Path]:
 
 def _models_in(folder: Path) -> list[Path]:
     """Returns the directory of the one model that a folder is, or that its pipeline has."""
-    places = (folder, folder / "vae")
+    places = (folder, *(folder / part for part in PIPELINE_FOLDERS))
     return [p for p in places if (p / CODEC_FILE).is_file() or is_autoencoder(p)][:1]
 
 
@@ -126,9 +129,10 @@ def model_directory(name_or_dir: str | os.PathLike[str] | None = None) -> Path:
     """Returns the directory of the model that a user names.
 
     Args:
-        name_or_dir: An embedded name, a model directory (or a saved pipeline with a `vae` folder),
-            the name of a model in LATENT_CODEC_MODELS, or else a hub id ("owner/name"), whose
-            safetensors are then fetched or taken from the local cache. None for the default.
+        name_or_dir: An embedded name, a model directory (or that of a saved pipeline, which has its
+            autoencoder in one of `PIPELINE_FOLDERS`), the name of a model in LATENT_CODEC_MODELS,
+            or else a hub id ("owner/name"), whose safetensors are then fetched or taken from the
+            local cache. None for the default.
 
     Raises:
         UnknownModelError: It is none of these, or the hub does not give it.
@@ -138,21 +142,24 @@ def model_directory(name_or_dir: str | os.PathLike[str] | None = None) -> Path:
     if name in embedded:
         return embedded[name]
     if Path(name).is_dir():
-        return _autoencoder_folder(Path(name))
+        return autoencoder_folder(Path(name))
     for info in known_codecs():
         if info.name == name:
             return info.directory
     if _HUB_ID.fullmatch(name):
-        return _autoencoder_folder(_from_hub(name))
+        return autoencoder_folder(_from_hub(name))
     raise UnknownModelError(
         f"found no model {name!r}; expected one of {', '.join(embedded) or 'no embedded model'}, "
         "a model directory, or a hub id such as 'owner/name'"
     )
 
 
-def _autoencoder_folder(folder: Path) -> Path:
-    inner = folder / "vae"
-    return inner if not (folder / CONFIG_FILE).is_file() and inner.is_dir() else folder
+def autoencoder_folder(folder: Path) -> Path:
+    """Returns the folder of the autoencoder in a saved pipeline, and any other folder as it is."""
+    if (folder / CONFIG_FILE).is_file():
+        return folder
+    inner = (folder / part for part in PIPELINE_FOLDERS)
+    return next((part for part in inner if part.is_dir()), folder)
 
 
 def _from_hub(repository: str) -> Path:

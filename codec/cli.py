@@ -12,6 +12,7 @@ import typer
 
 from codec import console
 from codec.console import Debug, Device, Dtype, Force, Json, Model
+from codec.conversion import commands as conversion_commands
 from codec.dataset.commands import dataset
 from codec.shards import commands as shard_commands
 
@@ -216,6 +217,7 @@ def models(as_json: Json = False, debug: Debug = False) -> None:
 
 app.command()(dataset)
 shard_commands.register(app)
+conversion_commands.register(app)
 
 
 def main() -> NoReturn:

@@ -104,7 +104,7 @@ class VectorQuantizer(nn.Module):
         batch, _, height, width = h.shape
         with torch.autocast(h.device.type, enabled=False):
             vectors = self.codebook.transform_input(rearrange(h.float(), "b d h w -> (b h w) d"))
-            codes = self.codes
+            codes = self.codes.to(vectors.device)  # offloading moves what has a forward pass
             indices = _search(vectors.detach(), codes)
             chosen = codes[indices]
             commitment = F.mse_loss(vectors, chosen)
@@ -121,7 +121,7 @@ class VectorQuantizer(nn.Module):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes float32 (B, D, h, w) of indices int64 (B, h, w)."""
-        return rearrange(self.codes[indices], "b h w d -> b d h w")
+        return rearrange(self.codes.to(indices.device)[indices], "b h w d -> b d h w")
 
     @torch.no_grad()
     def find(self, latents: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class VectorQuantizer(nn.Module):
         """
         batch, _, height, width = latents.shape
         vectors = rearrange(latents.float(), "b d h w -> (b h w) d")
-        indices = find_nearest(vectors, self.codes)
+        indices = find_nearest(vectors, self.codes.to(vectors.device))
         return rearrange(indices, "(b h w) -> b h w", b=batch, h=height, w=width)
 
     def take_pending(self) -> tuple[Tensor, Tensor] | None:

@@ -31,6 +31,7 @@ _LATER_DEFAULTS: Mapping[str, object] = {
     "codebook_cosine": False,
     "fsq_levels": [8, 8, 8, 8],
     "num_classes": None,
+    "decoder_in_conv": False,
     "use_quant_conv": True,
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,

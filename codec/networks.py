@@ -110,7 +110,12 @@ class Encoder(Trunk):
 
 
 class Decoder(Trunk):
-    """Latents (B, C, H/f, W/f) -> image (B, out_channels, H, W), about [-1, 1], not clamped."""
+    """Latents (B, C, H/f, W/f) -> image (B, out_channels, H, W), about [-1, 1], not clamped.
+
+    With `in_conv` a 1x1 convolution stands before the rest, as AutoencoderKL's post_quant_conv. A
+    shift of the latents can be folded into it and nowhere else: what a 3x3 convolution adds for
+    the shift would be wrong at the image's edge, where it sees zeros.
+    """
 
     def __init__(
         self,
@@ -119,6 +124,7 @@ class Decoder(Trunk):
         widths: Sequence[int],
         layers: Sequence[int],
         num_classes: int | None = None,
+        in_conv: bool = False,
     ) -> None:
         first = first_level(widths, layers)
         stem = 2**first
@@ -131,6 +137,11 @@ class Decoder(Trunk):
         stages.append(nn.Conv2d(widths[first], out_channels * stem**2, 3, padding=1))
         stages.append(nn.PixelShuffle(stem))
         super().__init__(stages, num_classes)
+        self.in_conv = nn.Conv2d(in_channels, in_channels, 1) if in_conv else None
+
+    def forward(self, x: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Decode latents (B, C, H/f, W/f); see `Trunk.forward`."""
+        return super().forward(x if self.in_conv is None else self.in_conv(x), class_labels)
 
 
 def first_level(widths: Sequence[int], layers: Sequence[int]) -> int:

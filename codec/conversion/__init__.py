@@ -1,0 +1,1 @@
+"""Models in other forms: original checkpoints as diffusers directories, statistics as weights."""
