@@ -11,6 +11,7 @@ import typer
 from codec import console
 from codec.console import Debug, Device, Dtype, Json, Model
 from eval.curve_commands import coder, rd
+from eval.distribution.commands import distance
 from eval.loader_commands import loader
 from eval.terminal import (
     EXTRA_MODULES,
@@ -199,6 +200,7 @@ def demo(
 app.command()(rd)
 app.command()(coder)
 app.command()(loader)
+app.command()(distance)
 
 
 def main() -> None:
