@@ -14,6 +14,7 @@ from codec import console
 from codec.console import Debug, Device, Dtype, Force, Json, Model
 from codec.conversion import commands as conversion_commands
 from codec.dataset.commands import dataset
+from codec.prior.commands import sample
 from codec.shards import commands as shard_commands
 
 app = console.new_app("""Compress images into small latent files (.lc), and bring them back.
@@ -196,9 +197,10 @@ def info(
 
 @app.command()
 def models(as_json: Json = False, debug: Debug = False) -> None:
-    """List the models at hand.
+    """List the models at hand, and the embedded priors.
 
-    These are the embedded ones, and those in the folders of LATENT_CODEC_MODELS.
+    These are the embedded ones, and those in the folders of LATENT_CODEC_MODELS. JSON lists the
+    models alone.
 
     \b
     Example:
@@ -206,16 +208,19 @@ def models(as_json: Json = False, debug: Debug = False) -> None:
       LATENT_CODEC_MODELS=my-models latent-codec models --json
     """
     from codec.catalog import known_models
-    from codec.reports import model_entry, model_lines
+    from codec.prior.directory import embedded_priors
+    from codec.reports import model_entry, model_lines, prior_lines
 
     found = list(known_models())
     if as_json:
         print(json.dumps([model_entry(model) for model in found]))
     else:
-        print("\n".join(model_lines(found)) or "no models")
+        lines = [*model_lines(found), *prior_lines(embedded_priors())]
+        print("\n".join(lines) or "no models")
 
 
 app.command()(dataset)
+app.command()(sample)
 shard_commands.register(app)
 conversion_commands.register(app)
 

@@ -9,6 +9,7 @@ from codec import bitstream, catalog
 from codec.bitstream import ChannelSteps, CodeIndices, Header, LatentFile
 from codec.catalog import UnknownModelError
 from codec.checkpoint import ModelInfo
+from codec.prior.directory import PriorInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,5 +189,18 @@ def model_lines(models: Iterable[ModelInfo]) -> list[str]:
             f"    {place}, {info.size_bytes / 2**20:.1f} MiB, {quality}, licence "
             f"{info.license_name}",
             f"    latent {info.latent_id}, coder {info.coder_id}, decoder {info.decoder_id}",
+        ]
+    return lines
+
+
+def prior_lines(priors: Iterable[PriorInfo]) -> list[str]:
+    """Returns two lines a prior, for people."""
+    lines = []
+    for info in priors:
+        known = f"{len(info.class_names)} classes, " if info.class_names else ""
+        lines += [
+            f"{info.name}: prior, {info.summary}",
+            f"    embedded, {info.size[0]}x{info.size[1]} pixels, {known}latents of {info.codec}, "
+            f"licence {info.license_name}",
         ]
     return lines

@@ -13,6 +13,7 @@ from codec.console import Debug, Device, Dtype, Json, Model
 from eval.curve_commands import coder, rd
 from eval.distribution.commands import distance
 from eval.loader_commands import loader
+from eval.priors.commands import prior, prior_speed
 from eval.terminal import (
     EXTRA_MODULES,
     Limit,
@@ -28,6 +29,7 @@ from eval.terminal import (
     status,
     terminal,
 )
+from eval.token_prior_command import prior_tokens
 
 app = console.new_app(
     "Measure a codec: the quality of its files, its speed, and a page to look at."
@@ -201,6 +203,9 @@ app.command()(rd)
 app.command()(coder)
 app.command()(loader)
 app.command()(distance)
+app.command()(prior)
+app.command()(prior_speed)
+app.command()(prior_tokens)
 
 
 def main() -> None:

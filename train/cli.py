@@ -1,4 +1,4 @@
-"""latent-codec-train: train an autoencoder or its entropy model, export and compare runs.
+"""latent-codec-train: train an autoencoder, its entropy model or a prior, export and compare runs.
 
 `latent-codec-train CONFIG [key=value ...]` trains; `latent-codec-train export RUN -o DIR`
 exports, `latent-codec-train report RUN ...` compares. The word `run` in front of a configuration
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 COMMANDS = ("run", "export", "report")
 RUN_OPTIONS = ("--resume", "--dry-run", "--debug")
 EXTRA_MODULES = frozenset(
-    {"accelerate", "datasets", "lpips", "pyarrow", "pydantic", "torchvision", "yaml"}
+    {
+        "accelerate",
+        "datasets",
+        "lpips",
+        "pyarrow",
+        "pydantic",
+        "torchvision",
+        "transformers",
+        "yaml",
+    }
 )
 app = new_app(
     "Train latent codecs.\n\n"
@@ -44,7 +53,7 @@ def train(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Train an autoencoder, or the entropy model of one; Ctrl-C saves, --resume goes on.
+    """Train an autoencoder, its entropy model, or a prior; Ctrl-C saves, --resume goes on.
 
     Several processes: torchrun --nproc_per_node 2 -m train.cli CONFIG.
 
@@ -55,6 +64,8 @@ def train(
       latent-codec-train configs/autoencoder/finetune.yaml data.folders=[photos] --dry-run
       latent-codec-train configs/entropy/context-f8d4.yaml codec=my-codec data.folders=[photos]
       latent-codec-train configs/entropy/indices-vq-f8.yaml codec=my-vq data.folders=[photos]
+      latent-codec-train configs/prior/clothing.yaml data.folders=[clothes] \
+        validation_folder=null
       latent-codec-train runs/kl-f8d4/config.yaml --resume
     """
     with needs_extra("train", EXTRA_MODULES):
@@ -86,8 +97,18 @@ def train(
 
 def _describe(settings: "AnyConfig") -> str:
     """What a run would train, in a line."""
+    from train.prior.sections import PriorConfig
+    from train.prior.token_sections import TokenPriorConfig
     from train.sections import TrainConfig
 
+    if isinstance(settings, PriorConfig):
+        from train.prior_trainer import describe as describe_prior
+
+        return describe_prior(settings)
+    if isinstance(settings, TokenPriorConfig):
+        from train.token_trainer import describe as describe_tokens
+
+        return describe_tokens(settings)
     if not isinstance(settings, TrainConfig):
         from train.entropy_trainer import describe as describe_entropy
 
@@ -99,8 +120,18 @@ def _describe(settings: "AnyConfig") -> str:
 
 def _trainer(settings: "AnyConfig", resume: bool) -> "TrainingLoop":
     """The trainer of a kind of configuration."""
+    from train.prior.sections import PriorConfig
+    from train.prior.token_sections import TokenPriorConfig
     from train.sections import TrainConfig
 
+    if isinstance(settings, PriorConfig):
+        from train.prior_trainer import PriorTrainer
+
+        return PriorTrainer(settings, resume=resume)
+    if isinstance(settings, TokenPriorConfig):
+        from train.token_trainer import TokenTrainer
+
+        return TokenTrainer(settings, resume=resume)
     if not isinstance(settings, TrainConfig):
         from train.entropy_trainer import EntropyTrainer
 
@@ -159,7 +190,8 @@ def export(
 
     Runs with class labels, single latent vectors or AutoencoderKL become a directory for diffusers
     without tables and ids; its files bring their own tables. A run of an entropy model gives the
-    codec that it was trained for, with that model; files made before are still read.
+    codec that it was trained for, with that model; files made before are still read. A run of a
+    prior gives a directory for latent-codec sample.
 
     With --tables-for, make one of an autoencoder as it is: AutoencoderKL, AutoencoderTiny,
     AutoencoderDC or VQModel. Up to 256 of the images are encoded, of each at most the middle
@@ -173,6 +205,7 @@ def export(
     """
     del debug
     with needs_extra("train", EXTRA_MODULES):
+        from codec.prior.directory import PriorInfo
         from train.release.entropy import advised_config
         from train.release.export import export_run
         from train.release.foreign import export_tables
@@ -203,6 +236,11 @@ def export(
             best=best,
             force=force,
         )
+    if isinstance(info, PriorInfo):
+        typer.echo(
+            f"wrote {output}; try: latent-codec sample --prior {output} -n 16 -o OUT", err=True
+        )
+        return
     own = "" if info else ", whose files bring their own tables"
     typer.echo(
         f"wrote {output}{own}; try: latent-codec encode IMAGE -o OUT.lc --model {output}", err=True

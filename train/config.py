@@ -1,8 +1,8 @@
 """Reading the configuration of a training run: typed, strict, complete.
 
-The settings themselves are in `train.sections`, those of an entropy model in
-`train.entropy.sections`: a file with a section `entropy` is of one for latents, with a section
-`indices` of one for codes. An unknown key is an error that suggests the nearest known one.
+The settings themselves are in `train.sections`, `train.entropy.sections` and `train.prior`. What a
+file configures shows in a section that only one kind has, see `SECTIONS`. An unknown key is an
+error that suggests the nearest known one.
 """
 
 import difflib
@@ -16,12 +16,19 @@ from pydantic import ValidationError
 
 from codec.errors import LatentCodecError
 from train.entropy.sections import EntropyConfig, IndexConfig
+from train.prior.sections import PriorConfig
+from train.prior.token_sections import TokenPriorConfig
 from train.sections import TrainConfig
 
-AnyConfig = TrainConfig | EntropyConfig | IndexConfig
-Kind = type[TrainConfig] | type[EntropyConfig] | type[IndexConfig]
-CODER_SECTIONS: dict[str, Kind] = {"entropy": EntropyConfig, "indices": IndexConfig}
-"""Sections that only the configuration of one kind of entropy model has."""
+AnyConfig = TrainConfig | EntropyConfig | IndexConfig | PriorConfig | TokenPriorConfig
+Kind = type[AnyConfig]
+SECTIONS: dict[str, Kind] = {
+    "entropy": EntropyConfig,
+    "indices": IndexConfig,
+    "prior": PriorConfig,
+    "tokens": TokenPriorConfig,
+}
+"""Sections that only one kind of configuration has; a file without any is of an autoencoder."""
 
 
 class ConfigError(LatentCodecError):
@@ -32,7 +39,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     """Read a YAML file and apply `section.key=value` overrides.
 
     Args:
-        path: YAML with the sections of `TrainConfig`, `EntropyConfig` or `IndexConfig`.
+        path: YAML with the sections of one of `AnyConfig`.
         overrides: such as `run.max_minutes=5` or `data.folders=[photos]`; values are read as YAML.
             A key that only one section has may be given without the section.
 
@@ -83,7 +90,7 @@ def known_keys(kind: Kind = TrainConfig) -> list[str]:
 
 def _kind(values: dict[str, Any]) -> Kind:
     """What a file with these sections configures."""
-    found = [kind for section, kind in CODER_SECTIONS.items() if section in values]
+    found = [kind for section, kind in SECTIONS.items() if section in values]
     return found[0] if found else TrainConfig
 
 
@@ -125,7 +132,7 @@ def _apply(values: dict[str, Any], override: str, kind: Kind) -> None:
 
 
 def _nearest(key: str, kind: Kind) -> str:
-    candidates = list(dict.fromkeys([*known_keys(kind), *kind.model_fields, *CODER_SECTIONS]))
+    candidates = list(dict.fromkeys([*known_keys(kind), *kind.model_fields, *SECTIONS]))
     short = {name.split(".")[-1]: name for name in candidates}
     whole = difflib.get_close_matches(key, candidates, n=1) if "." in key else []
     close = whole or [

@@ -13,6 +13,7 @@ from torch import Tensor
 
 NOISE, EQUIVARIANCE, PERMUTATION, CODEBOOK_START, CODEBOOK_UPDATE = 9, 10, 11, 20, 30
 """Streams; the last two count on, one for each codebook."""
+UNIT_DROPOUT, HELD_OUT = 40, 41
 
 
 def stream(seed: int, place: int, draw: int) -> int:

@@ -14,9 +14,10 @@ from codec.bitstream import FILE_TABLES_ID, ChannelSteps
 from codec.catalog import UnknownModelError
 from codec.cli import app as codec_app
 from codec.entropy.channel_coder import ChannelCoder
+from codec.outputs import atomic_folder
 from tests.codec.foreign_models import save_model
 from train.cli import app
-from train.release.folders import ExportError, new_folder
+from train.release.folders import ExportError
 from train.release.foreign import export_tables
 from train.samples.sources import DataError
 
@@ -191,8 +192,7 @@ def test_wrong_use_is_named(words: list[str], message: str) -> None:
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     def fail() -> None:
-        with new_folder(tmp_path / "out") as partial:
-            partial.mkdir()
+        with atomic_folder(tmp_path / "out") as partial:
             (partial / "half").touch()
             raise RuntimeError("half")
 

@@ -16,6 +16,7 @@ from codec.codes import Codes
 from codec.entropy.context_coder import ContextCoder
 from codec.entropy.index_coder import IndexCoder
 from codec.identity import ENTROPY_FILE, earlier_coder
+from codec.outputs import atomic_folder
 from codec.packer import load_any_coder
 from train.entropy.frozen import Frozen, open_codec
 from train.entropy.frozen_codes import open_codes
@@ -27,7 +28,7 @@ from train.entropy.sections import CoderConfig, EntropyConfig, IndexConfig
 from train.release.card import read_records
 from train.release.coders import refuse_quality
 from train.release.entropy_card import EntropyFacts, entropy_card
-from train.release.folders import ExportError, new_folder
+from train.release.folders import ExportError
 from train.release.foreign import copy_model
 from train.release.latents import measure_codes, measure_images
 from train.report import read_json_record
@@ -92,8 +93,7 @@ def export_entropy(
     else:
         made = _context_coder(config, run_dir, checkpoint, quality_50_step, default_quality)
     frozen, before = made.frozen, made.frozen.info
-    with new_folder(output) as partial:
-        partial.mkdir()
+    with atomic_folder(output) as partial:
         _copy(frozen, partial)
         made.coder.save(partial / ENTROPY_FILE)
         info = finalize(

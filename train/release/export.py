@@ -4,7 +4,8 @@ Continuous latents and codes become a codec that makes and reads files. A model 
 latents of a codec at hand, a distilled student or a decoder tuned on a frozen encoder, takes over
 that codec's statistics, tables and quality scale, and reads its files. Models of class labels,
 single vectors and AutoencoderKL become a plain diffusers directory, whose files bring their own
-tables. A run of an entropy model goes to `train.release.entropy`.
+tables. A run of an entropy model goes to `train.release.entropy`, of a prior to
+`train.release.prior` or `train.release.token_prior`.
 """
 
 import math
@@ -26,15 +27,21 @@ from codec.entropy import SymbolCoder
 from codec.entropy.index_coder import IndexCoder
 from codec.header import MAX_CODES
 from codec.identity import CONFIG_FILE, ENTROPY_FILE, read_json
+from codec.outputs import atomic_folder
+from codec.prior.directory import PriorInfo
 from eval.latents.statistics import LatentStatistics
 from train.build import build_model
 from train.config import load_config
 from train.data import CropDataset
+from train.prior.sections import PriorConfig
+from train.prior.token_sections import TokenPriorConfig
 from train.release.card import CardFacts, read_records, write_card
 from train.release.coders import fit_codes, fit_one_step, refuse_quality
 from train.release.entropy import export_entropy
-from train.release.folders import ExportError, new_folder, refuse_folder
+from train.release.folders import ExportError, refuse_folder
 from train.release.latents import measure_codes, measure_crops, measure_images
+from train.release.prior import export_prior
+from train.release.token_prior import export_tokens
 from train.samples.pool import open_sources
 from train.samples.sources import ImageSource
 from train.sections import TrainConfig
@@ -69,7 +76,7 @@ def export_run(
     licence: str | None = None,
     best: bool = False,
     force: bool = False,
-) -> ModelInfo | None:
+) -> ModelInfo | PriorInfo | None:
     """Write a model directory that `Codec.from_pretrained` and every command take.
 
     Args:
@@ -87,7 +94,7 @@ def export_run(
         force: replace an existing directory.
 
     Returns:
-        What codec.json says; None for a plain directory, which has none.
+        What codec.json says, or prior.json of a prior; None for a plain directory without either.
 
     Raises:
         ExportError: there is no such checkpoint, or the output exists.
@@ -95,6 +102,15 @@ def export_run(
     checkpoint = choose_checkpoint(run_dir, best=best)
     refuse_folder(output, force=force)
     config = load_config(run_dir / "config.yaml")
+    if isinstance(config, PriorConfig | TokenPriorConfig):
+        if quality_50_step is not None or default_quality is not None:
+            raise ExportError(
+                "found a step or a quality for a prior, expected neither: its codec has them"
+            )
+        names = {"name": name, "licence": licence, "best": best}
+        if isinstance(config, PriorConfig):
+            return export_prior(config, run_dir, checkpoint, output, **names)
+        return export_tokens(config, run_dir, checkpoint, output, **names, force=force)
     if not isinstance(config, TrainConfig):
         return export_entropy(
             config,
@@ -119,7 +135,7 @@ def export_run(
         spoken=origin.name if origin else None,
         has_tables=has_tables,
     )
-    with new_folder(output) as partial:
+    with atomic_folder(output) as partial:
         if has_tables:
             write_codec(partial, model, facts, origin, quality_50_step, default_quality)
         else:

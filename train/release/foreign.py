@@ -17,13 +17,14 @@ from codec.entropy.channel_coder import ChannelCoder
 from codec.entropy.index_coder import IndexCoder
 from codec.identity import CONFIG_FILE, ENTROPY_FILE, weight_files
 from codec.images import find
+from codec.outputs import atomic_folder
 from train.release.coders import (
     check_channels,
     fit_channel_steps,
     fit_codes,
     refuse_quality,
 )
-from train.release.folders import new_folder, refuse_folder
+from train.release.folders import refuse_folder
 from train.release.latents import measure_codes, measure_images
 from train.samples.sources import FileSource
 
@@ -77,8 +78,7 @@ def export_tables(
         check_channels(architectures.latent_channels(autoencoder.config))
         latents, _ = measure_images(autoencoder, _source(images), MAX_SIDE)
         coder, num_images = fit_channel_steps(latents, step), len(latents)
-    with new_folder(output) as partial:
-        partial.mkdir()
+    with atomic_folder(output) as partial:
         copy_model(directory, partial)
         coder.save(partial / ENTROPY_FILE)
         info = finalize(

@@ -1,0 +1,1 @@
+"""How good a prior is: distances, a classifier's verdict, nearest neighbours, speed."""

@@ -1,0 +1,1 @@
+"""Training priors over latents: what they learn from, the objective, the steps, the figures."""
