@@ -190,3 +190,24 @@ def test_kodak(codec: Codec) -> None:
     assert mean["lpips"] <= 0.125
     assert mean["bpp"] <= 0.25
     assert mean["ms_ssim"] >= 0.9
+
+
+def test_the_embedded_prior_draws_what_is_asked() -> None:
+    """Small enough to embed, and its seeds are images of the class; no network is needed."""
+    from codec.prior import open_prior
+    from codec.prior.directory import embedded_priors
+    from codec.prior.opening import DiffusionPrior
+
+    (info,) = embedded_priors()
+    weights = info.directory / "denoiser" / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_size <= 16 * 2**20
+    assert len(info.class_names) == 10
+    prior = open_prior(device="cpu", dtype="float32")
+    assert isinstance(prior, DiffusionPrior)
+    pants = info.class_number("pants")
+    first, second = prior.sample([pants, None], seeds=[4, 4], steps=8)
+    assert first.shape == second.shape == (256, 256, 3)
+    # A pair of trousers: dark in the middle of the upper half, light at both sides of it.
+    gray = first.mean(axis=2)
+    assert gray[40:120, 100:150].mean() + 40 < gray[40:120, [*range(25), *range(231, 256)]].mean()
+    assert np.abs(first.astype(int) - second).mean() > 10

@@ -26,6 +26,7 @@ COLUMNS = {
     "val/bits_per_symbol": ("bits a symbol", ".3f"),
     "val/linear_bits_per_symbol": ("linear coder", ".3f"),
     "val/order0_bits_per_symbol": ("order 0", ".3f"),
+    "val/loss": ("held-out error", ".4f"),
     "val/elbo_bpd": ("ELBO (bits/dim)", ".3f"),
     "val/iwae_bpd": ("IWAE (bits/dim)", ".3f"),
     "health/kl_bits": ("KL (bits)", ".3f"),
