@@ -1,8 +1,6 @@
 """A run of a diffusion prior: its data, its steps, its figures, what an export makes of it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,13 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from codec import Codec
+from codec.dataset import running
+from codec.dataset.preprocess import Preprocessing
 from codec.prior import open_prior
 from codec.prior.directory import read_prior
 from codec.prior.opening import DiffusionPrior
+from codec.shards.forms import Content, ShardForm
+from tests.codec.dataset.jobs import make_dataset, run_serial, settings_of
 from tests.train.prior.prior_runs import prior_config, write_images
 from train.config import ConfigError, load_config
 from train.entropy.frozen import open_codec
@@ -139,7 +141,7 @@ def test_it_learns_one_batch_by_heart(photos: Path, model_dir: Path, tmp_path: P
         prior={"widths": [32, 64], "dropout": 0.0, "condition_dropout": 0.0},
         data={"flip": False},
         optimizer={"learning_rate": 3e-3, "ema_decay": 0.9},
-        run={"batch_size": 8, "max_images": 1600, "log_every": 20},
+        run={"batch_size": 8, "max_images": 960, "log_every": 20},
     )  # fmt: skip
     PriorTrainer(config).run()
     losses = [line["loss/denoising"] for line in log(tmp_path) if "loss/denoising" in line]
@@ -197,15 +199,14 @@ def test_an_image_that_cannot_be_read_is_told(model_dir: Path, tmp_path: Path) -
 @pytest.fixture(scope="module")
 def shards(photos: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("shards") / "d"
-    words = ["dataset", photos, "-o", directory, "--model", model_dir, "--size", "64", "--device",
-             "cpu", "--workers", "1", "--raw", "fp32", "--posterior"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "codec", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
+    settings = settings_of(
+        model_dir,
+        form=ShardForm(content=Content.FLOAT32, posterior=True),
+        preprocessing=Preprocessing(size=64),
     )
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "run_local", run_serial)
+        make_dataset(photos, directory, settings)
     return directory
 
 
