@@ -130,8 +130,12 @@ def test_real_time_is_measured(accelerator: Accelerator) -> None:
     figures = meter.flush(accelerator)
     shares = [figures[f"time/{part}_share"] for part in ("data", "step", "log")]
     assert sum(shares) == pytest.approx(1, abs=1e-12)
-    assert shares[0] > shares[1] > shares[2] >= 0
-    assert figures["time/step_seconds"] >= 0.04
+    seconds = figures[
+        "time/step_seconds"
+    ]  # a busy machine may add to any part, and never takes away
+    assert shares[0] * seconds >= 0.03
+    assert shares[1] * seconds >= 0.01
+    assert shares[2] == 0
 
 
 def test_a_run_states_what_it_is(make_config: MakeConfig, tmp_path: Path) -> None:
