@@ -1,6 +1,7 @@
 """A model directory with its latents' scale and shift folded into the weights, checked."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ def fold_directory(
         name = info.name if info else directory.name
         card = _card(target.name, name, info, source_id, folded_id, chosen)
         (partial / "README.md").write_text(card, encoding="utf-8")
+        for path in _licences(directory, info):
+            shutil.copyfile(path, partial / path.name)
     return Folded(
         source=str(directory),
         output=str(target),
@@ -116,6 +119,12 @@ def fold_directory(
         agreement=agreement,
         note=_note(info, target) if info else None,
     )
+
+
+def _licences(directory: Path, info: ModelInfo | None) -> list[Path]:
+    """Texts that go along with the weights; the embedded models share theirs."""
+    folders = [directory.parent, directory] if info and info.is_embedded else [directory]
+    return [path for folder in folders for path in sorted(folder.glob("LICENSE*"))]
 
 
 def _stored_dtype(directory: Path) -> torch.dtype:

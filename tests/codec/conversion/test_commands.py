@@ -245,3 +245,9 @@ def test_weights_out_of_range_are_refused(
 def test_the_commands_formulas_are_the_modules() -> None:
     """Stated twice, for help must not wait for what the module imports."""
     assert [one.value for one in commands.FormulaName] == [one.value for one in Formula]
+
+
+def test_the_licence_goes_along_with_folded_weights(run: Run, tmp_path: Path) -> None:
+    assert run("fold", "kl-f8d4", "-o", tmp_path / "folded") == 0
+    text = (tmp_path / "folded" / "LICENSE-WEIGHTS.md").read_text(encoding="utf-8")
+    assert "non-commercial" in text
