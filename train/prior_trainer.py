@@ -4,7 +4,7 @@ The loop, its log and its checkpoints are those of every training, see `train.lo
 does is in `train.prior.step`.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
@@ -113,10 +113,6 @@ class PriorTrainer(TrainingLoop):
         yield from self.dataset.batches(
             self.progress.images_seen, accelerator.process_index, accelerator.num_processes
         )
-
-    def _warnings(self, figures: dict[str, float]) -> Sequence[str]:
-        del figures
-        return ()
 
 
 def describe(config: PriorConfig) -> str:

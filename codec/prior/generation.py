@@ -240,7 +240,8 @@ def _claim(output: Path, info: PriorInfo, wish: Wish, *, force: bool) -> None:
         del settings[free]  # image i does not depend on it
     wanted = {"prior": info.name, "latent_id": info.latent_id, "summary": info.summary, **settings}
     path = output / SETTINGS_FILE
-    if path.is_file() and not force:
+    has_images = any(output.glob("[0-9]*.png"))  # a wish that failed leaves none to mix with
+    if path.is_file() and has_images and not force:
         found = json.loads(path.read_text(encoding="utf-8"))
         other = [name for name, value in wanted.items() if found.get(name) != value]
         if other:

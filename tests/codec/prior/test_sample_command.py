@@ -82,6 +82,13 @@ def test_other_settings_do_not_mix(
     assert json.loads((output / SETTINGS_FILE).read_text())["guidance"] == 5.0
 
 
+def test_a_wish_that_failed_leaves_the_folder_free(prior_dir: Path, tmp_path: Path) -> None:
+    words = ["-n", 1, "--class", "hat"]
+    assert sample(prior_dir, tmp_path / "a", *words, "--image", tmp_path / "nowhere.png") == 1
+    assert sample(prior_dir, tmp_path / "a", *words) == 0
+    assert len(pictures(tmp_path / "a")) == 1
+
+
 def test_a_seed_is_an_image(prior_dir: Path, tmp_path: Path) -> None:
     assert sample(prior_dir, tmp_path / "a", "-n", 3, "--class", "hat", "--seed", 5) == 0
     assert sample(prior_dir, tmp_path / "b", "-n", 1, "--class", "hat", "--seed", 7) == 0
